@@ -1,7 +1,7 @@
 """The ``fastxent`` command.
 
-Every subcommand is a module of this package named in `COMMANDS`, with a one-line `HELP`, `configure(parser)`, which adds its
-arguments, and `run(arguments)`, which returns the exit code. Results go to stdout, progress and errors to stderr.
+Every subcommand is a module of this package named in `COMMANDS`, with a one-line `HELP`, `configure(parser)`, which
+adds its arguments, and `run(arguments)`, which returns the exit code. Results go to stdout, the rest to stderr.
 
 Exit codes: 0 success, 1 failure, 2 wrong usage (argparse's own), 130 after Ctrl-C.
 """
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"{__name__}.{name}")
-        command = commands.add_parser(name, help=module.HELP, description=module.__doc__.partition("\n\n")[0])
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.configure(command)
         command.set_defaults(run=module.run)

@@ -8,17 +8,18 @@ from numpy.typing import NDArray
 import fastxent
 
 Tokens = NDArray[np.uint8]
+Lengths = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
 class Trigrams:
     """p(symbol | the two before it), interpolated with shorter contexts by the rule of Witten and Bell.
 
-    p_n(c | h) = (count(h c) + kinds(h) · p_{n-1}(c | h')) / (count(h) + kinds(h)), where kinds(h) is the number of different
-    symbols seen after h, h' is h without its first symbol, and p_0 is uniform.
+    p_n(c | h) = (count(h c) + kinds(h) · p_{n-1}(c | h')) / (count(h) + kinds(h)), where kinds(h) is the number of
+    different symbols seen after h, h' is h without its first symbol, and p_0 is uniform.
     """
 
-    def __init__(self, tokens: Tokens, lengths: NDArray[np.int64], n_symbols: int) -> None:
+    def __init__(self, tokens: Tokens, lengths: Lengths, n_symbols: int) -> None:
         followed = np.arange(tokens.shape[1]) < lengths[:, None] - 1
         before, last = _contexts(tokens, 2)[followed].astype(np.intp).T
         following = tokens[:, 1:][followed[:, :-1]]
@@ -38,7 +39,7 @@ class Trigrams:
 
 
 class Network:
-    """logits = tanh([E[c_{t-5}], …, E[c_t]] · W + b) · V + a: a network with one hidden layer over the last six symbols."""
+    """logits = tanh([E[c_{t-5}], …, E[c_t]] · W + b) · V + a: one hidden layer over the last six symbols."""
 
     CONTEXT, WIDTH, HIDDEN = 6, 12, 128
 
@@ -67,7 +68,8 @@ class Network:
         hidden_grad = (grad @ self.out_weight.T) * (1 - self.hidden**2)
         inputs_grad = (hidden_grad @ self.weight.T).reshape(-1, self.WIDTH)
         used = fastxent.one_hot(self.contexts.reshape(-1), self.n_symbols)
-        grads = [used.T @ inputs_grad, self.inputs.T @ hidden_grad, hidden_grad.sum(0), self.hidden.T @ grad, grad.sum(0)]
+        grads = [used.T @ inputs_grad, self.inputs.T @ hidden_grad, hidden_grad.sum(0)]
+        grads += [self.hidden.T @ grad, grad.sum(0)]
         for parameter, velocity, parameter_grad in zip(self.parameters, self.velocities, grads, strict=True):
             velocity *= momentum
             velocity += parameter_grad

@@ -24,7 +24,7 @@ def read_sentences() -> list[str]:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise RuntimeError("this Python comes without pydoc_data.topics, the text that the demo reads") from error
-    sentences: dict[str, None] = {}  # a dict: ordered, and without the repetitions that would leak into the held-out part
+    sentences: dict[str, None] = {}  # ordered, and without the repetitions that would leak into the held-out part
     for text in topics.values():
         for paragraph in re.split(r"\n\s*\n", text):
             for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
@@ -34,7 +34,7 @@ def read_sentences() -> list[str]:
 
 
 def pad(sentences: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Sentences as `tokens`, uint8 (sentences, time), padded with 0, and `lengths`, int64 (sentences,), both ends counted."""
+    """`tokens`, uint8 (sentences, time), padded with 0, and `lengths`, int64 (sentences,), both ends counted."""
     lengths = np.array([len(sentence) + 2 for sentence in sentences])
     tokens = np.zeros((len(sentences), lengths.max()), np.uint8)
     for row, sentence in zip(tokens, sentences, strict=True):

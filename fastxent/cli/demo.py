@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 import fastxent
-from fastxent.cli._demo_models import Floats, Network, Tokens, Trigrams
+from fastxent.cli._demo_models import Floats, Lengths, Network, Tokens, Trigrams
 from fastxent.cli._demo_text import N_SYMBOLS, batches, pad, read_sentences
 
 HELP = "masked loss, perplexity and training on real text, in a few seconds"
@@ -27,8 +26,8 @@ RATE = 0.7
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fastxent demo``."""
-    parser.add_argument("--steps", type=_count, default=400, metavar="N", help="steps of gradient descent (default: 400)")
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the split and of the network (default: 0)")
+    parser.add_argument("--steps", type=_count, default=400, metavar="N", help="steps of the descent (default 400)")
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of split and network (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     held_out, training = ([sentences[i] for i in part] for part in np.split(order, [len(sentences) // 8]))
     say(f"fastxent {fastxent.__version__} ({fastxent.get_backend()} backend, {fastxent.get_num_threads()} threads), "
         f"NumPy {np.__version__}, Python {platform.python_version()}\n")
-    say(f"Text    Python's own help: {len(sentences)} sentences of {min(map(len, sentences))} to {max(map(len, sentences))} "
-        f"characters, {N_SYMBOLS} symbols")
+    shortest, longest = min(map(len, sentences)), max(map(len, sentences))
+    say(f"Text    Python's own help: {len(sentences)} sentences of {shortest} to {longest} characters")
 
     start = time.perf_counter()
     trigrams = Trigrams(*pad(training), N_SYMBOLS)
@@ -51,12 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if agreed else 1
 
 
-def score(model: Trigrams, tokens: Tokens, lengths: NDArray[np.int64]) -> tuple[bool, float]:
+def score(model: Trigrams, tokens: Tokens, lengths: Lengths) -> tuple[bool, float]:
     """Print the held-out loss by fastxent and by NumPy, with their times; return whether they agree, and the loss."""
     logits = model.logits(tokens)
     share = (lengths - 1).sum() / tokens.size
-    say(f"Logits  {logits.dtype} {logits.shape}, {logits.nbytes / 1e6:.0f} MB: the other {len(tokens)} sentences, padded; "
-        f"{share:.0%} is text, the rest padding\n")
+    say(f"Logits  {logits.dtype} {logits.shape}, {logits.nbytes / 1e6:.0f} MB: the other {len(tokens)} sentences, "
+        f"padded; {share:.0%} is text\n")
 
     ways: dict[str, Callable[[], float]] = {
         "fastxent": lambda: float(fastxent.cross_entropy(logits, tokens, lengths=lengths, shift=1)),
@@ -69,7 +68,7 @@ def score(model: Trigrams, tokens: Tokens, lengths: NDArray[np.int64]) -> tuple[
     for name, loss in losses.items():
         ratio = "" if name == "fastxent" else f"   {seconds[name] / seconds['fastxent']:.1f} times fastxent's"
         say(f"   {name:26}{loss:10.5f}{np.exp(loss):13.4f}{1000 * seconds[name]:10.2f} ms{ratio}")
-    say(f"\n   In nats, a mean over characters. Times: the best of {ROUNDS} runs, taken in turn.")
+    say(f"\n   In nats, a mean over symbols. Times: the best of {ROUNDS} runs, taken in turn.")
     by_sentence = fastxent.cross_entropy(logits, tokens, lengths=lengths, shift=1, reduction="sequence_mean")
     say(f'   The mean of the sentences\' own means, reduction="sequence_mean", is {by_sentence:.5f}.\n')
 
@@ -82,43 +81,44 @@ def score(model: Trigrams, tokens: Tokens, lengths: NDArray[np.int64]) -> tuple[
 def train(training: list[str], held_out: list[str], trigram_loss: float, steps: int, rng: np.random.Generator) -> None:
     """Train the network by gradient descent and print its held-out loss on the way."""
     network = Network(N_SYMBOLS, rng)
-    batches_in, batches_out = batches(training, BATCH), batches(held_out, 4 * BATCH)
-    n_predicted = sum((lengths - 1).sum() for _, lengths in batches_out)
-
-    def held_out_loss() -> float:
-        return sum(float(fastxent.cross_entropy(network.logits(tokens), tokens, lengths=lengths, shift=1, normalizer=n_predicted))
-                   for tokens, lengths in batches_out)
-
-    n_parameters = sum(parameter.size for parameter in network.parameters)
-    say(f"2. Train a network of {n_parameters} parameters on the other sentences, from a random start:\n"
+    training_batches, held_out_batches = batches(training, BATCH), batches(held_out, 4 * BATCH)
+    say(f"2. Train a network of {sum(parameter.size for parameter in network.parameters)} parameters on the other "
+        f"sentences, from a random start:\n"
         f"   {steps} steps of gradient descent with cross_entropy_and_grad, {BATCH} sentences each\n")
     say(f"   {'step':>6}{'held-out loss':>16}{'perplexity':>13}")
-    loss = held_out_loss()
-    say(f"   {0:6}{loss:16.4f}{np.exp(loss):13.3f}")
-    start, inside, outside = time.perf_counter(), 0.0, 0.0
-    reported = {round(steps * quarter / 4) for quarter in (1, 2, 3, 4)} - {0}
+    loss = report(0, network, held_out_batches)
+    reported = {round(steps * quarter / 4) for quarter in (1, 2, 3, 4)}
+    total = inside = 0.0
     for step in range(1, steps + 1):
-        tokens, lengths = batches_in[rng.integers(len(batches_in))]
+        start = time.perf_counter()
+        tokens, lengths = training_batches[rng.integers(len(training_batches))]
         logits = network.logits(tokens)
         before = time.perf_counter()
-        _, grad = fastxent.cross_entropy_and_grad(logits, tokens, lengths=lengths, shift=1, out_grad=logits)
+        fastxent.cross_entropy_and_grad(logits, tokens, lengths=lengths, shift=1, out_grad=logits)
         inside += time.perf_counter() - before
-        network.descend(grad, RATE * min(1.0, 2 - 2 * step / (steps + 1)))
+        network.descend(logits, RATE * min(1.0, 2 - 2 * step / (steps + 1)))
+        total += time.perf_counter() - start
         progress(f"   step {step} of {steps}")
         if step in reported:
-            before = time.perf_counter()
-            loss = held_out_loss()
-            outside += time.perf_counter() - before
-            progress("")
-            say(f"   {step:6}{loss:16.4f}{np.exp(loss):13.3f}")
-    seconds = time.perf_counter() - start - outside
-    if steps:
-        say(f"\n   {seconds:.1f} s of training, {inside:.2f} s of it in cross_entropy_and_grad; the rest is the network in NumPy.")
+            loss = report(step, network, held_out_batches)
+    say(f"\n   {total:.1f} s of training, {inside:.2f} s of it in cross_entropy_and_grad; the rest is NumPy.")
     where = "below" if loss < trigram_loss else "above"
-    say(f"   It ends {where} the trigrams, {loss:.4f} against {trigram_loss:.4f}; it sees six characters, they see two.")
+    say(f"   It ends {where} the trigrams, {loss:.4f} against {trigram_loss:.4f}; it sees six symbols, they see two.")
 
 
-def numpy_loss(logits: Floats, tokens: Tokens, lengths: NDArray[np.int64]) -> float:
+def report(step: int, network: Network, held_out: list[tuple[Tokens, Lengths]]) -> float:
+    """Print one row of the training table; return the held-out loss, a mean over the symbols of all batches."""
+    n_predicted = sum(int((lengths - 1).sum()) for _, lengths in held_out)
+    loss = 0.0
+    for tokens, lengths in held_out:
+        logits = network.logits(tokens)
+        loss += float(fastxent.cross_entropy(logits, tokens, lengths=lengths, shift=1, normalizer=n_predicted))
+    progress("")
+    say(f"   {step:6}{loss:16.4f}{np.exp(loss):13.3f}")
+    return loss
+
+
+def numpy_loss(logits: Floats, tokens: Tokens, lengths: Lengths) -> float:
     """The mean loss as one writes it in NumPy: everything for every position, then the mask."""
     shifted = logits[:, :-1] - logits[:, :-1].max(-1, keepdims=True)
     log_probs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -127,7 +127,7 @@ def numpy_loss(logits: Floats, tokens: Tokens, lengths: NDArray[np.int64]) -> fl
     return float((losses * mask).sum() / mask.sum())
 
 
-def numpy_loss_of_valid(logits: Floats, tokens: Tokens, lengths: NDArray[np.int64]) -> float:
+def numpy_loss_of_valid(logits: Floats, tokens: Tokens, lengths: Lengths) -> float:
     """The mean loss in NumPy with more care: the padding is taken out first."""
     mask = np.arange(1, tokens.shape[1]) < lengths[:, None]
     rows, targets = logits[:, :-1][mask], tokens[:, 1:][mask]
@@ -137,7 +137,7 @@ def numpy_loss_of_valid(logits: Floats, tokens: Tokens, lengths: NDArray[np.int6
 
 
 def race(ways: dict[str, Callable[[], float]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """What each way returns, and the best of its times in seconds; the ways take turns, so that they share the weather."""
+    """What each way returns, and the best of its times in seconds; they take turns, so that they share the weather."""
     results: dict[str, float] = {}
     seconds = dict.fromkeys(ways, np.inf)
     for turn in range(rounds):
