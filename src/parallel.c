@@ -230,7 +230,6 @@ static void *help(void *unused) {
 #elif defined(__linux__)
     pthread_setname_np(pthread_self(), "fastxent");
 #endif
-    (void)fx_float_state_enter(); /* a thread starts with its creator's */
     int worked = 0;
     for (;;) {
         const unsigned seen = atomic_load_explicit(&pool.signal, memory_order_acquire);
@@ -395,8 +394,8 @@ int64_t fx_parallel(FxTask task, void *context, int64_t first, int64_t end, int 
     if (first >= end) {
         return first;
     }
-    const int outer_stop = stop_asked; /* a task may itself call fx_parallel */
-    const uint64_t float_state = fx_float_state_enter();
+    const int outer_stop = stop_asked;                   /* a task may itself call fx_parallel */
+    const uint64_t float_state = fx_float_state_enter(); /* helpers are started in this state, and keep it */
     const int64_t deadline = deadline_in(seconds);
     stop_asked = 0;
     const int64_t next = threads > 1 && end - first > 1 ? run_pooled(task, context, first, end, threads, deadline)
