@@ -1,0 +1,80 @@
+"""What a result was measured on: without it a figure means nothing."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .peer import Peer
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def caches() -> dict[str, str]:
+    """Sizes of the caches of the first core, where Linux tells them."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
+
+
+def cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def huge_pages() -> str:
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        return text[text.index("[") + 1 : text.index("]")]
+    except (OSError, ValueError):
+        return "unknown"
+
+
+def describe(subject: Peer, peers: list[Peer], absent: dict[str, str], threads: int) -> dict[str, Any]:
+    import fastxent
+
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "cores": cores(),
+        "caches": caches(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "huge_pages": huge_pages(),
+        "python": sys.version.split()[0],
+        "versions": {"fastxent": subject.version, "numpy": np.__version__} | {p.name: p.version for p in peers},
+        "absent": absent,
+        "threads": threads,
+        "backend": fastxent.get_backend(),
+        "config": jsonable(fastxent.show_config(mode="dict")),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [jsonable(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

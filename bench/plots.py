@@ -1,0 +1,139 @@
+"""PNG plots of a result. matplotlib is asked for here alone; without it the report has no pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .bars import NOT_PEERS, of, seconds, share
+from .contest import Record
+from .measure import median, ratio
+
+MIB = 1 << 20
+
+
+def draw(records: list[Record], folder: Path) -> list[str]:
+    """Draw what the records have; the names of the files, in the order of the report."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    made = []
+    for name, function in (("peers", peers), ("share", shares), ("threads", threads), ("memory", memory)):
+        figure = function(plt, records)
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+            plt.close(figure)
+            made.append(f"{name}.png")
+    return made
+
+
+def peers(plt: Any, records: list[Record]) -> Any:
+    """How many times our time each peer takes, over the number of classes: cells of the grid and few classes."""
+    own = [
+        r
+        for r in of(records, "grid", "few")
+        if r["operation"] in ("forward", "both") and math.prod(r["case"]["shape"]) >= 1e5
+    ]
+    names = [n for n in dict.fromkeys(n for r in own for n in r["contestants"]) if n not in NOT_PEERS]
+    if not names:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    for axis, operation, title in zip(axes, ("forward", "both"), ("loss", "loss and a new gradient"), strict=True):
+        for name in names:
+            points: dict[int, float] = {}
+            for record in (r for r in own if r["operation"] == operation):
+                if seconds(record, name) and seconds(record, "fastxent"):
+                    found = ratio(seconds(record, name), seconds(record, "fastxent")).value
+                    points[record["case"]["shape"][-1]] = found
+            if points:
+                axis.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=name)
+        axis.axhline(1, color="black", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel="classes", title=title)
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("time / time of fastxent")
+    handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[1].legend(handles.values(), handles.keys(), bbox_to_anchor=(1.02, 1), loc="upper left")
+    return figure
+
+
+def shares(plt: Any, records: list[Record]) -> Any:
+    """The share of the bandwidth measured in the same race, over classes, a line for each type."""
+    own = list(of(records, "sizes"))
+    panels = [
+        operation for operation in ("forward", "given") if any(share(r) for r in own if r["operation"] == operation)
+    ]
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 4.2), sharey=True, squeeze=False)
+    for axis, operation in zip(axes[0], panels, strict=True):
+        for dtype in dict.fromkeys(r["case"]["dtype"] for r in own):
+            points = []
+            for record in own:
+                if record["operation"] == operation and record["case"]["dtype"] == dtype:
+                    value = share(record, capped=False)
+                    if value:
+                        points.append((record["case"]["shape"][-1], value.value, value.low, value.high))
+            if points:
+                x, y, low, high = zip(*sorted(points), strict=True)
+                line = axis.plot(x, y, marker="o", label=dtype)[0]
+                axis.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+        axis.axhline(1, color="black", linewidth=1)
+        limit = "read bandwidth" if operation == "forward" else "streaming copy"
+        axis.set(xscale="log", xlabel="classes", title=f"{operation}: share of the {limit}", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0][-1].legend()
+    return figure
+
+
+def threads(plt: Any, records: list[Record]) -> Any:
+    """Bytes a second over threads, with what the memory gives."""
+    own = list(of(records, "threads"))
+    if not own:
+        return None
+    figure, axes = plt.subplots(1, len(own), figsize=(3.2 * len(own), 3.6), squeeze=False)
+    for axis, record in zip(axes[0], own, strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for label, contestant in record["contestants"].items():
+            name, _, count = label.rpartition(" ")
+            moved = (
+                contestant.get("bytes") or record["bytes_read" if record["operation"] == "forward" else "bytes_both"]
+            )
+            if contestant.get("seconds"):
+                lines.setdefault(name, []).append((int(count), moved / median(contestant["seconds"]).value / 1e9))
+        for name, points in lines.items():
+            x, y = zip(*sorted(points), strict=True)
+            axis.plot(x, y, marker="o", label=name, linestyle="-" if name == "fastxent" else "--")
+            axis.set_xticks(x)
+        axis.set(xlabel="threads", title=f"{record['name']}\n{record['operation']}", ylim=(0, None))
+        axis.title.set_fontsize(8)
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("GB/s")
+    figure.tight_layout()
+    return figure
+
+
+def memory(plt: Any, records: list[Record]) -> Any:
+    """Peak memory beyond the inputs, where peers were measured too."""
+    own = [record for record in of(records, "memory") if len(record["contestants"]) > 1]
+    if not own:
+        return None
+    figure, axes = plt.subplots(1, len(own), figsize=(5 * len(own), 3.6), squeeze=False)
+    for axis, record in zip(axes[0], own, strict=True):
+        found = {name: c["extra_bytes"] / MIB for name, c in record["contestants"].items() if "extra_bytes" in c}
+        bars = axis.barh(
+            list(found), list(found.values()), color=["C3" if name == "fastxent" else "C0" for name in found]
+        )
+        axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+        axis.axvline(record["logits_bytes"] / MIB, color="black", linewidth=1, linestyle=":")
+        axis.invert_yaxis()
+        axis.set(
+            xlabel="MiB beyond the inputs (dotted: size of the logits)",
+            title=f"{record['name']}, {record['operation']}",
+        )
+        axis.title.set_fontsize(9)
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,268 @@
+"""Which races make up the report. A suite is a function of the context that yields jobs, run when their turn comes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from .cases import DTYPES, Case, Data, dtype_of, rows_for
+from .contest import Context, Entry, Record, contest, entries, finish, large
+from .measure import local, race
+from .peer import Fastxent
+from .worker import Worker
+
+
+@dataclass
+class Job:
+    """One step of the progress bar: what it is called, and the records it makes."""
+
+    name: str
+    run: Callable[[], list[Record]]
+
+
+Suite = Callable[[Context], Iterator[Job]]
+
+
+def compare_all(
+    context: Context,
+    suite: str,
+    case: Case,
+    operations: tuple[str, ...],
+    peers: bool = True,
+    limits: bool | None = None,
+) -> list[Record]:
+    """fastxent, and its peers if wanted, on one case."""
+    data = case.make()
+    able, failed = entries([context.subject, *(context.peers if peers else [])], data)
+    records = []
+    for operation in operations:
+        if any(operation in entry.calls for entry in able):
+            wanted = large(data) if limits is None else limits
+            records.append(contest(context, suite, case, operation, able, wanted))
+            records[-1]["contestants"] |= {name: {"error": error} for name, error in failed.items()}
+    return records
+
+
+def job(
+    context: Context, suite: str, case: Case, *operations: str, peers: bool = True, limits: bool | None = None
+) -> Job:
+    name = f"{suite}: {case.name}"
+    return Job(name, partial(compare_all, context, suite, case, operations, peers=peers, limits=limits))
+
+
+def grid(context: Context) -> Iterator[Job]:
+    """The table of peers: forward, forward and gradient into a new array, into a given one, in place."""
+    for shape in context.plan.grid:
+        yield job(context, "grid", Case(shape), "forward", "both", "given", "in_place")
+
+
+def few(context: Context) -> Iterator[Job]:
+    """Few classes: lanes along the positions."""
+    for classes in context.plan.few:
+        case = Case((-(-context.plan.few_elements // classes), classes))
+        yield job(context, "few", case, "forward", limits=True)
+
+
+def sizes(context: Context) -> Iterator[Job]:
+    """The share of the limit over classes and types, without peers."""
+    for dtype in DTYPES:
+        for classes in context.plan.sizes:
+            case = Case((rows_for(classes, dtype, context.plan.sizes_bytes), classes), dtype)
+            more = ("in_place",) if dtype == "float32" else ()
+            yield job(context, "sizes", case, "forward", "given", *more, peers=False, limits=True)
+
+
+def types(context: Context) -> Iterator[Job]:
+    """The other types against the peers that know them."""
+    for case in context.plan.types:
+        yield job(context, "types", case, "forward", "both")
+
+
+def options(context: Context) -> Iterator[Job]:
+    """Label smoothing, class weights, class probabilities."""
+    for shape in context.plan.options:
+        yield job(context, "options", Case(shape, label_smoothing=0.1), "forward", "both")
+        yield job(context, "options", Case(shape, weighted=True), "forward", "both")
+        yield job(context, "options", Case(shape, probabilities=True), "forward", "both")
+
+
+def sequences(context: Context) -> Iterator[Job]:
+    """Padded batches (B, T, C): lengths for us, -100 or a mask for the peers."""
+    for shape in context.plan.sequences:
+        yield job(context, "sequences", Case(shape, padding="lengths", valid=0.6), "forward", "both")
+
+
+def activations(context: Context) -> Iterator[Job]:
+    for shape in context.plan.activations:
+        yield job(context, "activations", Case(shape), "softmax", "log_softmax")
+
+
+def small(context: Context) -> Iterator[Job]:
+    """What a call costs. fastxent alone and without an option, so that nothing but the call is timed."""
+    lone = dataclasses.replace(context, subject=Fastxent(0))
+    for shape in context.plan.small:
+        yield job(lone, "small", Case(shape), "forward", "both", "given", peers=False)
+
+
+def layout(context: Context) -> Iterator[Job]:
+    """The class axis second, and the same data with the class axis last."""
+
+    def run(case: Case) -> list[Record]:
+        data = case.make()
+        moved = Data(dataclasses.replace(case, shape=(case.shape[0], *case.shape[2:], case.shape[1]), axis=-1))
+        moved.logits[...] = np.moveaxis(data.logits, 1, -1)
+        moved.targets[...] = data.targets
+        able, failed = entries([context.subject, *context.only("torch", "compile", "jax")], data)
+        able.append(Entry("last axis", context.subject, moved, context.subject.calls(moved)))
+        records = [
+            contest(context, "layout", case, operation, able, True) for operation in ("forward", "given", "both")
+        ]
+        for record in records:
+            record["contestants"] |= {name: {"error": error} for name, error in failed.items()}
+        return records
+
+    for shape in context.plan.layouts:
+        case = Case(shape, axis=1)
+        yield Job(f"layout: {case.name}", partial(run, case))
+
+
+def masks(context: Context) -> Iterator[Job]:
+    """Time against the fraction of valid positions, beside the same call with all of them."""
+
+    def run(full: Case, padding: str) -> list[Record]:
+        able = [Entry("full", context.subject, data := full.make(), context.subject.calls(data))]
+        for valid in context.plan.fractions:
+            data = dataclasses.replace(full, padding=padding, valid=valid).make()
+            able.append(Entry(f"{padding} {valid:g}", context.subject, data, context.subject.calls(data)))
+        records = [contest(context, "masks", full, operation, able) for operation in ("forward", "given")]
+        return [record | {"name": f"{full.name} {padding}"} for record in records]
+
+    for shape in context.plan.sequences:
+        for padding in ("lengths", "mask"):
+            yield Job(f"masks: {Case(shape).name} {padding}", partial(run, Case(shape), padding))
+
+
+def threads(context: Context) -> Iterator[Job]:
+    """The same call on 1, 2, 4 ... threads, and what the memory gives to as many."""
+    counts = sorted({1 << k for k in range(context.threads.bit_length())} | {context.threads})
+
+    def run(case: Case, operation: str) -> list[Record]:
+        data = case.make()
+        samplers = {f"fastxent {n}": local(Fastxent(n).calls(data)[operation]) for n in counts}
+        if context.bandwidth:
+            kind = "read" if operation == "forward" else "copy"
+            samplers |= {f"{kind} {n}": local(context.bandwidth.calls(n)[kind]) for n in counts}
+        record = finish("threads", case.name, operation, race(samplers, context.effort))
+        for label, contestant in record["contestants"].items():
+            if context.bandwidth and not label.startswith("fastxent"):
+                contestant["bytes"] = context.bandwidth.nbytes[label.split()[0]]
+        return [
+            record | {"case": dataclasses.asdict(case), "bytes_read": data.bytes_read, "bytes_both": data.bytes_both}
+        ]
+
+    for shape in context.plan.threads:
+        for operation in ("forward", "given"):
+            case = Case(shape)
+            yield Job(f"threads: {case.name} {operation}", partial(run, case, operation))
+
+
+def isa(context: Context) -> Iterator[Job]:
+    """Each instruction set forced by FASTXENT_ISA in a child process of its own, against the one chosen by itself."""
+
+    def run(case: Case, operation: str) -> list[Record]:
+        answers, samplers = {}, {}
+        with ExitStack() as stack:
+            for name in ("default", *context.plan.forced):
+                worker = stack.enter_context(Worker({} if name == "default" else {"FASTXENT_ISA": name}))
+                try:
+                    answers[name] = worker.ask(
+                        "prepare",
+                        case=dataclasses.asdict(case),
+                        operation=operation,
+                        peer="fastxent",
+                        threads=context.threads,
+                    )
+                    answers[name]["config"] = worker.ask("config")
+                except RuntimeError as error:
+                    answers[name] = {"error": str(error)}
+                else:
+                    samplers[name] = worker.sampler()
+            return [finish("isa", case.name, operation, race(samplers, context.effort), answers)]
+
+    for case in context.plan.isa:
+        for operation in ("forward", "given"):
+            yield Job(f"isa: {case.name} {operation}", partial(run, case, operation))
+
+
+def gemm(context: Context) -> Iterator[Job]:
+    """A NumPy matrix product alone, and after each of our calls: do our threads disturb it?
+
+    The call also throws the matrices out of the cache; "after one thread" does so too, without waking a thread.
+    """
+
+    def run(case: Case) -> list[Record]:
+        data = case.make()
+        size = context.plan.gemm_size
+        a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+        b, out = a.T.copy(), np.empty_like(a)
+        product = partial(np.matmul, a, b, out=out)
+        call, lone = (Fastxent(n).calls(data)["forward"] for n in (context.threads, 1))
+        samplers = {"alone": local(product), "after": local(product, call), "after one thread": local(product, lone)}
+        return [finish("gemm", case.name, f"matmul {size}", race(samplers, context.effort))]
+
+    for shape in context.plan.gemm:
+        case = Case(shape)
+        yield Job(f"gemm: {case.name}", partial(run, case))
+
+
+def memory(context: Context) -> Iterator[Job]:
+    """Peak memory beyond the inputs, each call in a child process of its own."""
+
+    def run(case: Case, operation: str, names: list[str]) -> list[Record]:
+        found = {}
+        for name in names:
+            with Worker() as worker:
+                try:
+                    found[name] = worker.ask(
+                        "memory", case=dataclasses.asdict(case), operation=operation, peer=name, threads=context.threads
+                    )
+                except RuntimeError as error:
+                    if "KeyError" not in str(error):  # a peer without this operation
+                        found[name] = {"error": str(error)}
+        record = {"suite": "memory", "name": case.name, "operation": operation, "contestants": found}
+        nbytes = case.positions * case.classes * dtype_of(case.dtype).itemsize
+        return [record | {"case": dataclasses.asdict(case), "positions": case.positions, "logits_bytes": nbytes}]
+
+    whole = Case(context.plan.memory)
+    for operation in ("forward", "both"):
+        names = ["fastxent", *(peer.name for peer in context.peers)]
+        yield Job(f"memory: {whole.name} {operation}", partial(run, whole, operation, names))
+        for case in context.plan.memory_cases:
+            yield Job(f"memory: {case.name} {operation}", partial(run, case, operation, ["fastxent"]))
+
+
+SUITES: dict[str, Suite] = {
+    suite.__name__: suite
+    for suite in (
+        grid,
+        few,
+        sizes,
+        types,
+        options,
+        sequences,
+        activations,
+        small,
+        layout,
+        masks,
+        threads,
+        isa,
+        gemm,
+        memory,
+    )
+}
+WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "memory")
