@@ -12,6 +12,8 @@ import fastxent
 from fastxent import reference
 from fastxent.cli import _demo_models, _demo_text, demo, main
 
+COMMAND = [sys.executable, "-P", "-m", "fastxent.cli"]  # -P: the package installed, not the folder we may stand in
+
 
 @pytest.fixture(scope="module")
 def sentences():
@@ -21,7 +23,7 @@ def sentences():
 @pytest.fixture(scope="module")
 def output():
     """What a whole run prints, in a process of its own."""
-    run = subprocess.run([sys.executable, "-m", "fastxent.cli", "demo"], capture_output=True, text=True, check=False)
+    run = subprocess.run([*COMMAND, "demo"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""  # no progress where stderr is not a terminal
     return run.stdout
@@ -208,7 +210,7 @@ def test_version(capsys):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    with subprocess.Popen([sys.executable, "-m", "fastxent.cli", "demo", "--steps", "1"],
+    with subprocess.Popen([*COMMAND, "demo", "--steps", "1"],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline().startswith("fastxent ")
         process.stdout.close()

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) left: not an error. Python would flush stdout once more at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the last resort of a command
+    except Exception as error:
         if arguments.debug:
             traceback.print_exc()
         else:

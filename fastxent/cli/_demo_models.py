@@ -35,7 +35,8 @@ class Trigrams:
     def logits(self, tokens: Tokens) -> Floats:
         """At each time, float32 logits of the next symbol: (sentences, time, symbols)."""
         before, last = np.moveaxis(_contexts(tokens, 2), -1, 0)
-        return self.log_probs[before, last]
+        logits: Floats = self.log_probs[before, last]
+        return logits
 
 
 class Network:
@@ -60,7 +61,8 @@ class Network:
         self.contexts = _contexts(tokens, self.CONTEXT)
         self.inputs = self.embedding[self.contexts].reshape(tokens.size, -1)
         self.hidden = np.tanh(self.inputs @ self.weight + self.bias)
-        return (self.hidden @ self.out_weight + self.out_bias).reshape(*tokens.shape, self.n_symbols)
+        logits: Floats = (self.hidden @ self.out_weight + self.out_bias).reshape(*tokens.shape, self.n_symbols)
+        return logits
 
     def descend(self, logits_grad: Floats, rate: float, momentum: float = 0.9) -> None:
         """One step of gradient descent with momentum, from the gradient for what `logits` returned last."""

@@ -6,7 +6,6 @@ The text is Python's own help, which every Python carries. Everything is compute
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -36,8 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     sentences = read_sentences()
     order = rng.permutation(len(sentences))
     held_out, training = ([sentences[i] for i in part] for part in np.split(order, [len(sentences) // 8]))
-    say(f"fastxent {fastxent.__version__} ({fastxent.get_backend()} backend, {fastxent.get_num_threads()} threads), "
-        f"NumPy {np.__version__}, Python {platform.python_version()}\n")
+    config = fastxent.show_config("dict") or {}
+    using = "fastxent {version}, {backend}, {instruction_set}, {num_threads} threads; NumPy {numpy}, Python {python}"
+    say(using.format_map(config) + "\n")
     shortest, longest = min(map(len, sentences)), max(map(len, sentences))
     say(f"Text    Python's own help: {len(sentences)} sentences of {shortest} to {longest} characters")
 
