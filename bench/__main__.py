@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from .bars import check_all, summary
 from .cases import MIB, PLANS
 from .compare import compare
 from .contest import Context, Record
-from .machine import describe
+from .machine import Elsewhere, describe
 from .peer import Fastxent, load
 from .report import bars, markdown
 from .suites import SUITES, WITH_BARS
@@ -67,6 +68,9 @@ def run(options: argparse.Namespace, mode: str, folder: Path) -> dict[str, Any]:
 
     import fastxent
 
+    backend = fastxent.get_backend()
+    if backend != os.environ.get("FASTXENT_BACKEND", "native"):
+        raise ValueError(f"fastxent in {Path(fastxent.__file__).parent} runs on {backend}: first pip install -e .")
     threads = options.threads or fastxent.get_num_threads()
     subject = Fastxent(threads)
     peers, absent = load(names(options.against), threads)
@@ -80,11 +84,13 @@ def run(options: argparse.Namespace, mode: str, folder: Path) -> dict[str, Any]:
     records: list[Record] = []
     results: dict[str, Any] = {"schema": SCHEMA, "mode": mode, "records": records}
     results["machine"] = describe(subject, peers, absent, threads)
-    begin = time.perf_counter()
+    begin, elsewhere = time.perf_counter(), Elsewhere()
     bar = tqdm(jobs, unit="race", file=sys.stderr, disable=None)
     for job in bar:
         bar.set_postfix_str(job.name[:60])
-        records += job.run()
+        made = job.run()
+        share = elsewhere.share()
+        records += [record | {"elsewhere": share} for record in made]
         results["seconds"] = round(time.perf_counter() - begin, 1)
         save(results, folder)
     return results

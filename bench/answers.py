@@ -91,7 +91,7 @@ class Oracle:
         return found
 
     def bounds(self, operation: str) -> tuple[float, float]:
-        """What we ask of ourselves: coarse, as a wrong answer is far off. The library's own tests are the strict ones."""
+        """What we ask of ourselves: coarse, as a wrong answer is far off. The library's own tests are strict."""
         dtype, largest = self.data.case.dtype, 40.0 if operation == "log_softmax" else 2.0
         if dtype == "float64":
             return 1e-12, 1e-12 * largest

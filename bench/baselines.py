@@ -334,9 +334,11 @@ class Jax(Peer):
 
         jax.config.update("jax_enable_x64", True)  # else float64 is narrowed without a word
         case, axis = data.case, data.case.axis
+        if case.weighted and case.label_smoothing:
+            return {}  # no such loss in optax
         x = jnp.asarray(data.logits)
         t = jnp.asarray(data.targets if case.probabilities else data.targets.astype(np.int32))
-        weight = None if data.class_weight is None else jnp.asarray(data.class_weight.astype(np.float32))
+        weight = None if data.class_weight is None else jnp.asarray(data.class_weight).astype(x.dtype)
 
         def loss(x: Any, t: Any) -> Any:
             if case.probabilities:

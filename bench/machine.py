@@ -14,6 +14,9 @@ import numpy as np
 from .peer import Peer
 
 
+WANTED = ("compiler", "instruction_set", "instruction_sets", "num_threads", "num_threads_reason")
+
+
 def processor() -> str:
     """The processor's name, as the system tells it."""
     try:
@@ -45,6 +48,35 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+class Elsewhere:
+    """The share of the machine's time that other processes took since the last question (Linux; else None).
+
+    OpenMP waits by spinning: where another process wants a core, a call of 15 us takes as many milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self.last = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float, float] | None:
+        """Seconds that all cores worked, that this process and its ended children did, and that passed."""
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+        own = os.times()
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return busy, sum(own[:4]), own.elapsed
+
+    def share(self) -> float | None:
+        last, self.last = self.last, self.now()
+        if last is None or self.last is None:
+            return None
+        busy, own, passed = (b - a for a, b in zip(last, self.last, strict=True))
+        return max(0.0, (busy - own) / max(passed, 0.01) / (os.cpu_count() or 1))
+
+
 def huge_pages() -> str:
     try:
         text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
@@ -56,6 +88,7 @@ def huge_pages() -> str:
 def describe(subject: Peer, peers: list[Peer], absent: dict[str, str], threads: int) -> dict[str, Any]:
     import fastxent
 
+    config = jsonable(fastxent.show_config(mode="dict"))
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": processor(),
@@ -68,7 +101,7 @@ def describe(subject: Peer, peers: list[Peer], absent: dict[str, str], threads: 
         "absent": absent,
         "threads": threads,
         "backend": fastxent.get_backend(),
-        "config": jsonable(fastxent.show_config(mode="dict")),
+        "config": {key: value for key, value in config.items() if key in WANTED},
     }
 
 

@@ -93,8 +93,19 @@ def limits(records: list[Record]) -> str:
             middle = median(found)
             rows.append([kind, f"{middle.value:.1f}", f"{min(found):.1f}", f"{max(found):.1f}", str(len(found))])
     if not rows:
-        return "## Bandwidth\n\nNot measured (it takes a C compiler).\n"
-    return "## Bandwidth, GB/s (of races)\n\n" + table(["what", "median", "lowest", "highest", "races"], rows)
+        return "## Bandwidth\n\nNot measured: no large case ran, or there is no C compiler.\n" + quiet(records)
+    head = ["what", "median", "lowest", "highest", "races"]
+    return "## Bandwidth, GB/s (of races)\n\n" + table(head, rows) + quiet(records)
+
+
+def quiet(records: list[Record]) -> str:
+    """What other processes took while we measured: more than a few percent, and no figure here is worth much."""
+    found = [100 * record["elsewhere"] for record in records if record.get("elsewhere") is not None]
+    if not found:
+        return ""
+    middle, most = median(found).value, max(found)
+    warning = " **The machine was not quiet: do not trust these figures.**" if middle > 3 or most > 20 else ""
+    return f"\nOther processes took {middle:.1f} % of the machine's time (at most {most:.0f} % in a race).{warning}\n"
 
 
 def bars(checks: list[Check]) -> str:
@@ -246,8 +257,8 @@ def answers(records: list[Record], names: Iterable[str]) -> str:
         [name, dtype, *(f"{own[key]:.1e}" if key in own else "–" for key in ("loss_error", "array_error"))]
         for (name, dtype), own in worst.items()
     ]
-    text = "## Answers checked\n\nAgainst float64: relative error of the loss, largest error of an array (gradients times the\n"
-    text += "number of positions), the worst of all timed cases.\n\n" + table(["who", "type", "loss", "array"], cells)
+    about = "Against float64: relative error of the loss, largest error of an array (gradients times the positions)."
+    text = f"## Answers checked\n\n{about}\n\n" + table(["who", "type", "loss", "array"], cells)
     if wrong:
         head = ["suite", "case", "operation", "who", "loss", "array"]
         text += "\nLess exact than asked of fastxent:\n\n" + table(head, wrong)

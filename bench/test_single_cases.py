@@ -1,6 +1,6 @@
-"""Single cases on pytest-benchmark: ``pytest bench``, ``pytest bench -k "torch and 50257"``, ``pytest bench --benchmark-compare``.
+"""Single cases on pytest-benchmark: ``pytest bench``, ``pytest bench -k "torch and 50257"``.
 
-For work on one kernel. Contestants do not interleave here, so ratios between them mean less than those of ``python -m bench``.
+For work on one kernel. Contestants do not interleave, so ratios between them mean less than those of the report.
 """
 
 from __future__ import annotations

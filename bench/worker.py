@@ -27,7 +27,7 @@ class Worker:
     """The parent's side. A context manager; `ask` raises RuntimeError with the child's message."""
 
     def __init__(self, environment: dict[str, str] | None = None) -> None:
-        # The child must import what the parent imported; the root comes last: an installed fastxent wins over the source.
+        # The child must import what the parent imported; the root comes last, so an installed fastxent wins.
         path = [os.path.abspath(entry) for entry in sys.path] + [str(ROOT)]
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, json.dumps(path)],
