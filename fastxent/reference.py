@@ -16,6 +16,9 @@ keeps the digits of a loss near 0; and the gradient at that class is formed from
 Arguments are not judged here (``_arguments.py`` does that), but a class index out of range raises IndexError.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls
+# Arguments are whatever np.asarray takes; the public functions carry the types.
+
 import numpy as np
 
 _WIDE = np.longdouble
@@ -298,14 +301,14 @@ def nll_loss_and_grad(log_probs, targets, *, axis=-1, class_weight=None, sample_
 
 
 def softmax(x, *, axis=-1, out=None, num_threads=None):
-    """exp(x) / sum exp(x) along `axis`."""
+    """Softmax: exp(x) / sum exp(x) along `axis`."""
     with np.errstate(all="ignore"):
         row = _Softmax(np.moveaxis(_wide(x), axis, -1))
     return _result(np.moveaxis(row.p, -1, axis), out)
 
 
 def log_softmax(x, *, axis=-1, out=None, num_threads=None):
-    """x - log sum exp(x) along `axis`."""
+    """The logarithm of softmax: x - log sum exp(x) along `axis`."""
     with np.errstate(all="ignore"):
         row = _Softmax(np.moveaxis(_wide(x), axis, -1))
         values = row.below_top - row.log1p_s[..., None]
@@ -313,7 +316,7 @@ def log_softmax(x, *, axis=-1, out=None, num_threads=None):
 
 
 def logsumexp(x, *, axis=-1, keepdims=False, out=None, num_threads=None):
-    """log sum exp(x) along `axis`; -inf without classes."""
+    """The logarithm of the sum of exp(x) along `axis`; -inf without classes."""
     with np.errstate(all="ignore"):
         values = _Softmax(np.moveaxis(_wide(x), axis, -1)).log_sum_exp()
     return _result(np.expand_dims(values, axis) if keepdims else values, out)

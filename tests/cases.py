@@ -4,6 +4,9 @@ Nothing here is a fixture and nothing here looks at fastxent's results. Everythi
 so that a case is named by its numbers: ``random_case(17)`` is the same today and tomorrow.
 """
 
+import contextlib
+import importlib
+import importlib.util
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -70,8 +73,13 @@ def as_probs(logits, axis=-1):
 
 def special_rows(n_classes, dtype=np.float32):
     """(name, row): infinities, NaN, ties, large and constant values in each telling place."""
-    rows = {"equal": np.zeros(n_classes), "equal and large": np.full(n_classes, 3e4), "all -inf": np.full(n_classes, -np.inf),
-            "all +inf": np.full(n_classes, np.inf), "all NaN": np.full(n_classes, np.nan)}
+    rows = {
+        "equal": np.zeros(n_classes),
+        "equal and large": np.full(n_classes, 3e4),
+        "all -inf": np.full(n_classes, -np.inf),
+        "all +inf": np.full(n_classes, np.inf),
+        "all NaN": np.full(n_classes, np.nan),
+    }
     base = np.linspace(-2.0, 2.0, n_classes)
     for place in sorted({0, n_classes // 2, n_classes - 1}):
         for name, value in (("-inf", -np.inf), ("+inf", np.inf), ("NaN", np.nan), ("peak", 60.0), ("pit", -60.0)):
@@ -108,7 +116,9 @@ def _every_other(array, axis):
 def _every_third_class(array, axis):
     axis %= array.ndim
     shape = [3 * n if i == axis else n for i, n in enumerate(array.shape)]
-    return _in_buffer(array, shape, tuple(slice(None, None, 3) if i == axis else slice(None) for i in range(array.ndim)))
+    return _in_buffer(
+        array, shape, tuple(slice(None, None, 3) if i == axis else slice(None) for i in range(array.ndim))
+    )
 
 
 def _padded(array, axis):
@@ -187,7 +197,7 @@ LAYOUTS = {
 
 
 def lay_out(name, array, axis=-1):
-    """`array` with the same shape and values in another layout, always another memory; "repeated" keeps a part of the values."""
+    """`array` in another layout and another memory: the same shape and values ("repeated": a part of the values)."""
     array = np.asarray(array)
     return LAYOUTS[name](array, axis) if array.ndim else array.copy()
 
@@ -337,8 +347,16 @@ def single_option_cases(dtype, kind="logits"):
         for i, name in enumerate((None, *option_names(kind, positions))):
             for j, reduced in enumerate(REDUCTIONS):
                 for target in ("int64", "float32"):
-                    yield build(rng(6, i, j, len(shape)), shape, axis, dtype, kind, target, options=[name] if name else [],
-                                reduced=reduced)
+                    yield build(
+                        rng(6, i, j, len(shape)),
+                        shape,
+                        axis,
+                        dtype,
+                        kind,
+                        target,
+                        options=[name] if name else [],
+                        reduced=reduced,
+                    )
 
 
 def option_pair_cases(dtype, kind="logits"):
@@ -375,3 +393,35 @@ def random_case(seed, kind=None, dtype=None):
     return build(random, tuple(shape), axis, dtype, str(kind), target, str(random.choice(list(LAYOUTS))),
                  str(random.choice(["C", "F", "every other", "reversed", "unaligned", "byte-swapped", "read-only"])),
                  tuple(map(str, chosen)), str(random.choice(REDUCTIONS)), float(random.choice([0.1, 3.0, 20.0])))
+
+
+# --- engines
+
+
+def engines():
+    """(backend, instruction set) of all that this machine can run; native is always among them, or this raises."""
+    native = importlib.import_module("fastxent._native")
+    found = [("native", isa) for isa in native.available_isas()]
+    if importlib.util.find_spec("numba"):
+        found.append(("numba", ""))
+    return found
+
+
+@contextlib.contextmanager
+def running_on(backend, isa=""):
+    """Run on a backend and, where it has several, an instruction set; assert that it is so, and restore both."""
+    fastxent = importlib.import_module("fastxent")
+    native = importlib.import_module("fastxent._native")
+    before = fastxent.get_backend(), native.isa()
+    fastxent.set_backend(backend)
+    if isa:
+        native.set_isa(isa)
+    try:
+        assert fastxent.get_backend() == backend
+        assert not isa or native.isa() == isa
+        yield
+        assert fastxent.get_backend() == backend
+        assert not isa or native.isa() == isa
+    finally:
+        fastxent.set_backend(before[0])
+        native.set_isa(before[1])

@@ -1,13 +1,14 @@
 """Numbers worked out in print: the examples by which people learn this loss, on the public functions and the oracle.
 
-Cross-entropy of two rows of four logits, by PyTorch's documentation style and by hand in NumPy; the softmax of [5, 4, 2]
-and its gradient; a tagger's padded batch; a segmentation's images with the classes on axis 1.
+Cross-entropy of two rows of four logits; the softmax of [5, 4, 2] and its gradient; a tagger's padded batch; a
+segmentation's images with the classes on axis 1.
 """
 
 import cases
-import fastxent
 import numpy as np
 import pytest
+
+import fastxent
 from fastxent import reference
 
 LOGITS = np.array([[1, 3, 5, 7], [1, -9, 4, 8]])
@@ -53,7 +54,9 @@ def test_the_same_from_predictions_and_one_hot(engine):
 
 @both_sides
 def test_softmax_of_five_four_two(engine):
-    np.testing.assert_allclose(engine.softmax(np.array([5.0, 4.0, 2.0])), [0.70538451, 0.25949646, 0.03511903], rtol=2e-7)
+    np.testing.assert_allclose(
+        engine.softmax(np.array([5.0, 4.0, 2.0])), [0.70538451, 0.25949646, 0.03511903], rtol=2e-7
+    )
     gradient = engine.cross_entropy_grad(np.array([5.0, 4.0, 2.0]), 0)
     np.testing.assert_allclose(gradient, [-0.29461549, 0.25949646, 0.03511903], rtol=2e-7)
 
@@ -70,11 +73,17 @@ def test_a_batch_of_tagged_sequences(engine):
     random = cases.rng(16, 20, 5)
     logits_btc, targets_bt = random.normal(size=(16, 20, 5)).astype("f4"), random.integers(0, 5, (16, 20))
     expected = textbook(logits_btc, targets_bt)
-    for logits, axis in ((logits_btc, -1), (logits_btc.transpose(0, 2, 1), 1), (logits_btc.transpose(0, 2, 1).copy(), 1)):
+    for logits, axis in (
+        (logits_btc, -1),
+        (logits_btc.transpose(0, 2, 1), 1),
+        (logits_btc.transpose(0, 2, 1).copy(), 1),
+    ):
         losses = engine.cross_entropy(logits, targets_bt, axis=axis, reduction="none")
         np.testing.assert_allclose(losses, expected, **FLOAT32)
         np.testing.assert_allclose(losses.mean(axis=1), expected.mean(axis=1), **FLOAT32)
-        assert engine.cross_entropy(logits, targets_bt, axis=axis) == pytest.approx(expected.mean(), rel=FLOAT32["rtol"])
+        assert engine.cross_entropy(logits, targets_bt, axis=axis) == pytest.approx(
+            expected.mean(), rel=FLOAT32["rtol"]
+        )
 
 
 @both_sides

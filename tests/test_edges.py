@@ -1,0 +1,137 @@
+"""Where results go and where calls end: outputs of the caller, bad class indices, one class, none, no positions."""
+
+import cases
+import numpy as np
+import pytest
+
+import fastxent
+
+on_every_engine = pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
+every_float = pytest.mark.parametrize("dtype", cases.FLOATS)
+same = np.testing.assert_array_equal
+
+BOTH = {
+    "logits": fastxent.cross_entropy_and_grad,
+    "log_probs": fastxent.nll_loss_and_grad,
+    "probs": fastxent.cross_entropy_from_probs_and_grad,
+}
+FORWARD = {
+    "logits": fastxent.cross_entropy,
+    "log_probs": fastxent.nll_loss,
+    "probs": fastxent.cross_entropy_from_probs,
+}
+NONE = {"reduction": "none"}
+
+
+@on_every_engine
+@every_float
+def test_out_shares_memory(dtype, engine):
+    random = cases.rng(100)
+    logits, targets = cases.scores(random, (6, 9, 33), cases.FLOATS[dtype]), random.integers(0, 33, (6, 9))
+    computed = cases.computed_in(logits.dtype)
+    with cases.running_on(*engine):
+        loss, gradient = fastxent.cross_entropy_and_grad(logits, targets, **NONE)
+        out, out_grad = np.empty((6, 9), computed), np.empty_like(logits)
+        got = fastxent.cross_entropy_and_grad(logits, targets, out=out, out_grad=out_grad, **NONE)
+        assert got[0] is out and got[1] is out_grad
+        same(out, loss)
+        same(out_grad, gradient)
+        assert fastxent.cross_entropy(logits, targets, out=out, **NONE) is out
+        assert fastxent.cross_entropy_grad(logits, targets, out_grad=out_grad, **NONE) is out_grad
+        expected = fastxent.softmax(logits)
+        _, p = fastxent.cross_entropy_and_softmax(logits, targets, out_softmax=out_grad)
+        assert p is out_grad
+        same(p, expected)
+        in_place = logits.copy()
+        assert fastxent.cross_entropy_and_grad(in_place, targets, out_grad=in_place, **NONE)[1] is in_place
+        same(in_place, gradient)
+        in_place = logits.copy()
+        assert fastxent.softmax(in_place, out=in_place) is in_place
+        same(in_place, expected)
+
+
+@on_every_engine
+@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("wrong", [-1, 7, 2**40])
+def test_a_bad_class_index_writes_nothing(wrong, kind, engine):
+    case = cases.build(cases.rng(91), (4, 5, 7), -1, "float32", kind)
+    targets = case.targets.copy()
+    targets[2, 3] = wrong
+    for options in (
+        {},
+        {"mask": targets == targets},
+        {"class_weight": np.ones(7)},
+        {"lengths": np.full(4, 5)},
+        {"shift": 1},
+    ):
+        in_place, out = case.scores.copy(), np.full((4, 5), 123.0, "f4")
+        place = (2, 2) if options.get("shift") else (2, 3)
+        with cases.running_on(*engine):
+            message = rf"\({place[0]}, {place[1]}\).* {wrong}"
+            for reduction in ("none", "sum", "mean", "sequence_mean"):
+                with pytest.raises(IndexError, match=message):
+                    FORWARD[kind](case.scores, targets, reduction=reduction, **options)
+            with pytest.raises(IndexError, match=message):
+                FORWARD[kind](case.scores, targets, out=out, **NONE, **options)
+            with pytest.raises(IndexError, match=message):
+                BOTH[kind](in_place, targets, out=out, out_grad=in_place, **NONE, **options)
+            assert (out == 123).all()
+            same(in_place, case.scores)
+            hidden = np.ones((4, 5), bool)
+            hidden[2, 3] = False
+            assert np.isfinite(FORWARD[kind](case.scores, targets, **(options | {"mask": hidden})))
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_one_class_is_plus_zero(dtype, engine):
+    with cases.running_on(*engine):
+        for shape, axis in (((5, 1), 1), ((1, 5), 0), ((3, 1, 40), 1), ((1,), 0)):
+            logits = cases.scores(cases.rng(92), shape, cases.DTYPES[dtype])
+            targets = np.zeros(np.delete(shape, axis), int)
+            for options in (
+                {},
+                {"label_smoothing": 0.3},
+                {"class_weight": [2.0]},
+                {"logit_scale": 3.0},
+                {"softcap": 2.0},
+            ):
+                loss, gradient = fastxent.cross_entropy_and_grad(logits, targets, axis=axis, **NONE, **options)
+                for values in (
+                    loss,
+                    gradient.astype(float),
+                    fastxent.cross_entropy(logits, targets, axis=axis, **options),
+                ):
+                    same(values, np.zeros_like(values))
+                    assert not np.signbit(values).any()
+            values = fastxent.log_softmax(logits, axis=axis).astype(float)
+            assert not values.any() and not np.signbit(values).any()
+
+
+@on_every_engine
+@every_float
+def test_equal_logits_are_the_logarithm_of_their_number(dtype, engine):
+    u = 2.0**-52 if dtype == "float64" else 2.0**-23
+    with cases.running_on(*engine):
+        for n in cases.CLASS_COUNTS:
+            for value in (0.0, -3.0, 6e4, -6e4):
+                logits = np.full((3, n), value).astype(cases.FLOATS[dtype])
+                for x, axis in ((logits, 1), (logits.T.copy(), 0)):
+                    losses = fastxent.cross_entropy(x, np.zeros(3, int), axis=axis, **NONE)
+                    np.testing.assert_allclose(losses, np.log(n), rtol=4 * u)
+
+
+@on_every_engine
+def test_no_positions_and_no_classes(engine):
+    with cases.running_on(*engine):
+        for dtype in cases.DTYPES.values():
+            for shape in ((0, 3), (0, 4, 3), (2, 0, 3), (0, 0)):
+                empty, targets = np.ones(shape, dtype), np.ones(shape[:-1], int)
+                loss, gradient = fastxent.cross_entropy_and_grad(empty, targets, **NONE)
+                assert loss.shape == shape[:-1] and gradient.shape == shape
+                assert fastxent.cross_entropy(empty, targets, reduction="sum") == 0
+                assert np.isnan(fastxent.cross_entropy(empty, targets))
+                for reduction in ("mean", "sequence_mean"):
+                    assert fastxent.cross_entropy(empty, targets, reduction=reduction, empty_value=3.0) == 3.0
+            with pytest.raises(ValueError, match="class"):
+                fastxent.cross_entropy(np.ones((2, 0), dtype), np.ones(2, int))

@@ -1,0 +1,457 @@
+"""Every public function, on every backend and instruction set, against the oracle.
+
+The oracle's answers and what may separate an engine from them (bounds.py) are computed once a case; the engines are
+then run over the cases. One test is one engine, one dtype and one family of cases; a failure names the case and the
+factor by which its bound was missed.
+"""
+
+import functools
+
+import cases
+import numpy as np
+import pytest
+from bounds import Bounds, assert_within
+
+import fastxent
+from fastxent import reference
+
+on_every_engine = pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
+for_every_float = pytest.mark.parametrize("dtype", cases.FLOATS)
+
+FUNCTIONS = {
+    "logits": (fastxent.cross_entropy, fastxent.cross_entropy_and_grad),
+    "log_probs": (fastxent.nll_loss, fastxent.nll_loss_and_grad),
+    "probs": (fastxent.cross_entropy_from_probs, fastxent.cross_entropy_from_probs_and_grad),
+}
+RANDOM_CASES = 1200
+LAYOUT_CASES = 5000
+
+
+class Expected:
+    """A case and the oracle's answers to it."""
+
+    def __init__(self, case):
+        self.case = case
+        self.upstream = case.upstream()
+        bounds = Bounds(case, self.upstream)
+        self.loss, self.gradient = bounds.losses(), bounds.gradient()
+        self.valid = bounds.run.terms.valid
+        if case.kind == "logits":
+            self.softmax, self.saved = bounds.softmax(), (bounds.run.saved(), bounds.saved_error)
+        self.computed, self.stored = cases.computed_in(case.scores.dtype), bounds.stored
+
+
+@functools.lru_cache(maxsize=2)
+def expected(family, dtype, kind):
+    return [Expected(case) for case in getattr(cases, family)(dtype, kind)]
+
+
+@functools.lru_cache(maxsize=1)
+def expected_at_random(first, last):
+    return [Expected(cases.random_case(seed)) for seed in range(first, last)]
+
+
+def check(item):
+    """All functions that take this case's scores."""
+    case = item.case
+    arguments = {"axis": case.axis, **case.options}
+    forward, both = FUNCTIONS[case.kind]
+    untouched = case.scores.tobytes(), case.targets.tobytes()
+
+    loss, gradient = both(case.scores, case.targets, upstream=item.upstream, **arguments)
+    check_value(loss, item)
+    check_gradient(gradient, item)
+    assert gradient.strides == np.empty_like(case.scores, item.stored, "K").strides, case.name
+    alone = forward(case.scores, case.targets, **arguments)
+    check_value(alone, item)
+    if case.kind == "logits":
+        check_logits_only(item, arguments, loss, gradient)
+    check_into_outputs(item, both, arguments, loss, gradient)
+    assert untouched == (case.scores.tobytes(), case.targets.tobytes()), f"{case.name}: an input was changed"
+
+
+def check_value(loss, item):
+    if item.case.options["reduction"] == "none":
+        assert np.asarray(loss).dtype == item.computed, item.case.name
+    else:
+        assert type(loss) is np.float64, item.case.name
+    assert_within(loss, *item.loss, f"{item.case.name}: loss")
+
+
+def check_gradient(gradient, item):
+    assert gradient.dtype == item.stored, item.case.name
+    assert_within(gradient, *item.gradient, f"{item.case.name}: gradient")
+
+
+def check_logits_only(item, arguments, loss, gradient):
+    """Softmax, saved statistics, and the gradient alone."""
+    case = item.case
+    also, p = fastxent.cross_entropy_and_softmax(case.scores, case.targets, **arguments)
+    check_value(also, item)
+    assert p.dtype == item.stored
+    assert_within(p, *item.softmax, f"{case.name}: softmax")
+    _, saved = fastxent.cross_entropy(case.scores, case.targets, return_saved=True, **arguments)
+    assert saved.dtype == item.computed and saved.shape == (*case.positions, 2)
+    where = item.valid & np.isfinite(item.saved[0]).all(axis=-1)
+    assert_within(saved[where], item.saved[0][where], item.saved[1][where], f"{case.name}: saved")
+    for given in (None, saved):
+        again = fastxent.cross_entropy_grad(case.scores, case.targets, upstream=item.upstream, saved=given, **arguments)
+        check_gradient(again, item)
+
+
+def check_into_outputs(item, both, arguments, loss, gradient):
+    """The same bits in arrays of the caller, of another layout, and in place."""
+    case = item.case
+    out_grad = np.full((*case.scores.shape[:-1], 2 * case.scores.shape[-1]), np.nan).astype(item.stored)[..., ::2]
+    outputs = {"out_grad": out_grad}
+    if case.options["reduction"] == "none":
+        outputs["out"] = np.full(case.positions, np.nan, item.computed)
+    loss, gradient = both(case.scores, case.targets, upstream=item.upstream, **arguments, **outputs)
+    assert gradient is out_grad and loss is outputs.get("out", loss)
+    check_value(loss, item)
+    check_gradient(gradient, item)
+    if case.scores.dtype == item.stored and case.scores.flags.writeable and 0 not in case.scores.strides:
+        copy = cases.lay_out("C", case.scores)
+        in_place = both(copy, case.targets, upstream=item.upstream, out_grad=copy, **arguments)
+        assert in_place[1] is copy
+        check_gradient(copy, item)
+
+
+@on_every_engine
+@for_every_float
+@pytest.mark.parametrize("kind", FUNCTIONS)
+@pytest.mark.parametrize(
+    "family", ["layout_cases", "class_count_cases", "target_cases", "single_option_cases", "option_pair_cases"]
+)
+def test_losses(family, kind, dtype, engine):
+    with cases.running_on(*engine):
+        for item in expected(family, dtype, kind):
+            check(item)
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", cases.INTEGERS)
+def test_losses_of_integers(dtype, engine):
+    with cases.running_on(*engine):
+        for item in expected("class_count_cases", dtype, "logits"):
+            check(item)
+
+
+@on_every_engine
+@pytest.mark.parametrize("block", range(4))
+def test_losses_of_random_products(block, engine):
+    size = RANDOM_CASES // 4
+    with cases.running_on(*engine):
+        for item in expected_at_random(block * size, (block + 1) * size):
+            check(item)
+
+
+# --- infinities, NaN, ties
+
+
+@functools.lru_cache(maxsize=1)
+def special(dtype):
+    """Every special row between ordinary rows, for many numbers of classes, with every target and option."""
+    items = []
+    for n in (1, 2, 5, 16, 17, 33, 64, 129, 1025):
+        random = cases.rng(20, n)
+        rows = [row for _, row in cases.special_rows(n)]
+        values = cases.scores(random, (2 * len(rows), n), "f8")
+        values[::2] = rows
+        with np.errstate(over="ignore"):
+            values = values.astype(cases.FLOATS[dtype])
+        of_class = np.arange(n) % 2.0 if n > 1 else np.zeros(1)
+        options = [
+            {},
+            {"class_weight": of_class},
+            {"label_smoothing": 0.25},
+            {"z_loss": 0.5},
+            {"softcap": 4.0},
+            {"logit_scale": 0.5},
+        ]
+        targets = [np.zeros(len(values), int), np.full(len(values), n - 1), np.full(len(values), n // 2),
+                   random.integers(0, n, len(values)), cases.class_probabilities(random, values.shape)]
+        for i, option in enumerate(options):
+            for j, target in enumerate(targets):
+                axis = -1 if (i + j) % 2 else 0
+                logits = values if axis else (values.T if j % 3 else np.ascontiguousarray(values.T))
+                label = f"special rows {dtype} {n} axis {axis} {option} target {j}"
+                if target.ndim == 2 and not axis:
+                    target = target.T
+                items.append(
+                    Expected(cases.Case("logits", logits, target, axis % 2, {"reduction": "none"} | option, label))
+                )
+    return items
+
+
+@on_every_engine
+@for_every_float
+def test_losses_of_special_rows(dtype, engine):
+    with cases.running_on(*engine):
+        for item in special(dtype):
+            check(item)
+
+
+@on_every_engine
+@for_every_float
+def test_from_probabilities_at_their_ends(dtype, engine):
+    values = np.array([[0.0, 1.0, 0.5, 1e-7, 6e-5, np.nan, np.inf], [1.0, 0.0, 0.25, 1.0, 0.0, 1.0, 2.0]]).astype(
+        cases.FLOATS[dtype]
+    )
+    with cases.running_on(*engine):
+        for kind in ("probs", "log_probs"):
+            for scores, axis in ((values, 0), (values.T, 1), (np.ascontiguousarray(values.T), 1)):
+                for targets in (
+                    np.zeros(7, int),
+                    np.ones(7, np.uint8),
+                    np.full(scores.shape, 0.5),
+                    np.zeros(scores.shape),
+                ):
+                    check(Expected(cases.Case(kind, scores, targets, axis, {"reduction": "none"}, f"{kind} {dtype}")))
+
+
+# --- activations
+
+
+def activation_cases(dtype):
+    for case in (*cases.layout_cases(dtype), *cases.class_count_cases(dtype)):
+        yield case.scores, case.axis
+    if cases.DTYPES[dtype].kind not in "iu":
+        for n in (1, 2, 5, 17, 33, 129, 1025):
+            rows = np.array([row for _, row in cases.special_rows(n)])
+            with np.errstate(over="ignore"):
+                yield rows.astype(cases.DTYPES[dtype]), 1
+                yield np.ascontiguousarray(rows.T.astype(cases.DTYPES[dtype])), 0
+    for shape, axis in (((0, 3), 1), ((3, 0), 1), ((0,), 0), ((2, 0, 3), 2), ((2, 0, 3), 1)):
+        yield np.ones(shape, cases.DTYPES[dtype]), axis
+
+
+@functools.lru_cache(maxsize=1)
+def expected_activations(dtype):
+    items = []
+    single = cases.computed_in(cases.DTYPES[dtype]) == np.float32
+    u, tiny = (2.0**-23, 1e-30) if single else (2.0**-52, 1e-300)
+    for x, axis in activation_cases(dtype):
+        with np.errstate(all="ignore"):
+            row = reference._Softmax(np.moveaxis(reference._wide(x), axis, -1))
+            below = np.where(np.isfinite(row.below_top), -row.below_top, 0)
+            gap = np.where(row.at_top | ~np.isfinite(row.below_top), np.inf, -row.below_top).min(
+                axis=-1, initial=np.inf
+            )
+            gap = np.where(np.isfinite(gap), gap, 0)
+            steps = (8 + 2 * below.max(axis=-1, initial=0))[..., None] * u
+            of_log = (4 + gap) * u * row.log1p_s
+            errors = {
+                "softmax": np.moveaxis(steps * row.p + tiny, -1, axis),
+                "log_softmax": np.moveaxis(of_log[..., None] + u * below + tiny, -1, axis),
+                "logsumexp": of_log + u * np.abs(row.top) + tiny,
+            }
+        items.append(
+            (x, axis, {name: (getattr(reference, name)(x, axis=axis), error) for name, error in errors.items()})
+        )
+    return items
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_activations(dtype, engine):
+    computed, stored = cases.computed_in(cases.DTYPES[dtype]), cases.stored_as(cases.DTYPES[dtype])
+    with cases.running_on(*engine):
+        for x, axis, answers in expected_activations(dtype):
+            label = f"{dtype} {x.shape} strides {x.strides} axis {axis}"
+            for name in ("softmax", "log_softmax"):
+                function = getattr(fastxent, name)
+                y = function(x, axis=axis)
+                assert y.dtype == stored and y.strides == np.empty_like(x, stored, "K").strides
+                assert_within(y, *answers[name], f"{name} of {label}")
+                out = np.full((*x.shape, 2), np.nan).astype(stored)[..., 1]
+                assert function(x, axis=axis, out=out) is out
+                assert_within(out, *answers[name], f"{name} of {label}, out")
+                if x.dtype == stored:
+                    copy = np.array(x)
+                    function(copy, axis=axis, out=copy)
+                    assert_within(copy, *answers[name], f"{name} of {label}, in place")
+            value = np.asarray(fastxent.logsumexp(x, axis=axis))
+            assert value.dtype == computed
+            assert_within(value, *answers["logsumexp"], f"logsumexp of {label}")
+            kept = fastxent.logsumexp(x, axis=axis, keepdims=True)
+            np.testing.assert_array_equal(kept, np.expand_dims(value, axis))
+            out = np.full(value.shape, np.nan, computed)
+            assert fastxent.logsumexp(x, axis=axis, out=out) is out
+            np.testing.assert_array_equal(out, value)
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", [*cases.FLOATS, "int8", "uint64"])
+@pytest.mark.parametrize("upstream_dtype", ["float32", "float64", "bfloat16"])
+def test_gradients_of_activations(upstream_dtype, dtype, engine):
+    stored = cases.stored_as(cases.DTYPES[dtype])
+    u = 2.0**-23 if cases.computed_in(cases.DTYPES[dtype]) == np.float32 else 2.0**-52
+    with cases.running_on(*engine):
+        for case in cases.layout_cases(dtype):
+            axis, random = case.axis, cases.rng(30, case.scores.size)
+            upstream = random.normal(size=case.scores.shape).astype(cases.FLOATS[upstream_dtype])
+            g = np.asarray(upstream, np.float64)
+            for name, made in (("softmax_grad", cases.as_probs), ("log_softmax_grad", cases.as_log_probs)):
+                y = case.scores if stored == np.float64 and name == "softmax_grad" else made(case.scores, axis)
+                wide = np.asarray(y).astype(np.float64)
+                # a product, a difference, two rounded inputs; the sum is carried in more digits or compensated
+                if name == "softmax_grad":
+                    error = np.abs(wide) * (np.abs(g) + np.abs(wide * g).sum(axis, keepdims=True)) * 6 * u
+                else:
+                    p = np.exp(wide)
+                    error = (np.abs(g) + p * (6 + np.abs(wide)) * np.abs(g).sum(axis, keepdims=True)) * u + 1e-30
+                answer = getattr(reference, name)(y, upstream, axis=axis)
+                got = getattr(fastxent, name)(y, upstream, axis=axis)
+                assert got.dtype == stored
+                label = f"{name} {case.name}"
+                assert_within(got, answer, error, label)
+                out = np.full((*y.shape, 2), np.nan).astype(stored)[..., 1]
+                assert getattr(fastxent, name)(y, upstream, axis=axis, out=out) is out
+                assert_within(out, answer, error, label)
+
+
+# --- what needs no engine, and the masked reduction
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", [*cases.FLOATS, "int16"])
+@pytest.mark.parametrize("reduced", cases.REDUCTIONS)
+def test_sequence_reduce(reduced, dtype, engine):
+    names = [n for n in cases.option_names("probs", (3, 4)) if n.split()[0] in ("mask", "lengths", "sample_weight")]
+    with cases.running_on(*engine):
+        for i, positions in enumerate([(3, 4), (2, 5, 7), (9,), (1, 1), (0, 4), (4, 0), (200, 33), ()]):
+            for j, name in enumerate([None, *names]):
+                random = cases.rng(40, i, j)
+                if name and (len(positions) < 2 if name == "lengths" else not positions):
+                    continue
+                losses = cases.lay_out(["C", "reversed", "every other", "byte-swapped"][(i + j) % 4],
+                                       cases.scores(random, positions, cases.DTYPES[dtype]))
+                options = cases.option(random, name, positions, 1) if name else {}
+                if "sample_weight" in options:
+                    options["weight"] = options.pop("sample_weight")
+                keywords = cases.reduction(reduced) | options | {"empty_value": -1.0}
+                got = fastxent.sequence_reduce(losses, **keywords)
+                answer = reference.sequence_reduce(losses, **keywords)
+                size = np.abs(np.asarray(losses).astype(float))
+                u = 2.0**-22 if cases.computed_in(losses.dtype) == np.float32 else 2.0**-51
+                error = u * 2 * (size if reduced == "none" else size.max(initial=0))
+                if reduced not in ("none", "sequence_mean", "mean"):
+                    error = error * losses.size
+                assert_within(
+                    got, answer, np.where(np.asarray(answer) == 0, 0, error), f"{reduced} {dtype} {positions} {name}"
+                )
+
+
+def test_one_hot_and_lengths_to_mask():
+    for name in cases.INTEGERS:
+        for layout in ("C", "reversed", "every other", "byte-swapped", "unaligned", "read-only"):
+            targets = cases.lay_out(layout, cases.class_indices(cases.rng(50), (3, 4), 6, name))
+            for dtype in (*cases.FLOATS.values(), np.dtype("i1"), np.dtype("?")):
+                got = fastxent.one_hot(targets, 6, dtype=dtype)
+                assert got.dtype == dtype
+                np.testing.assert_array_equal(got, reference.one_hot(targets, 6, dtype=dtype))
+            assert fastxent.one_hot(targets, 6).dtype == reference.one_hot(targets, 6).dtype == np.float32
+            for longest in (None, 5, 9):
+                got = fastxent.lengths_to_mask(targets, longest)
+                assert got.dtype == bool
+                np.testing.assert_array_equal(got, reference.lengths_to_mask(targets, longest))
+    for targets in ([0, 3], [-1], np.uint64(2**63)):
+        with pytest.raises(IndexError):
+            fastxent.one_hot(targets, 3)
+
+
+# --- the contract's own figures, in the strict form
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_classes", [2, 5, 17, 64, 100, 1000, 50257])
+def test_promised_digits(n_classes, dtype, engine):
+    """Loss to (4 + gap) u, gradient to (8 + 2 range) u, relative, over gaps from 0 to 80, target at the top and not."""
+    random = cases.rng(60, n_classes)
+    gaps = np.r_[0, np.geomspace(1e-6, 80, 15 if n_classes < 5000 else 5)]
+    rows = np.minimum(random.normal(scale=2.0, size=(len(gaps), n_classes)), 6.0)
+    top = random.integers(0, n_classes, len(gaps))
+    rows[np.arange(len(gaps)), top] = -np.inf
+    rows[np.arange(len(gaps)), top] = rows.max(axis=1) + gaps
+    u = 2.0**-23 if dtype == "float32" else 2.0**-52
+    logits = rows.astype(dtype)
+    wide = logits.astype(np.float64)
+    second = np.partition(wide, -2, axis=1)[:, -2]
+    gap, reach = wide.max(axis=1) - second, wide.max(axis=1) - wide.min(axis=1)
+    with cases.running_on(*engine):
+        for targets in (top, (top + 1) % n_classes):
+            for x, axis in ((logits, 1), (np.ascontiguousarray(logits.T), 0)):
+                answer = reference.cross_entropy_and_grad(x, targets, axis=axis, reduction="none")
+                loss, gradient = fastxent.cross_entropy_and_grad(x, targets, axis=axis, reduction="none")
+                smallest = n_classes * (2.0**-126 if dtype == "float32" else 2.0**-1022)
+                assert_within(loss, answer[0], (4 + gap) * u * answer[0] + smallest, "loss")
+                expanded = np.expand_dims(reach, axis)
+                tiny = np.where(np.abs(answer[1]) > 1e-30, 0, 1e-30)
+                assert_within(gradient, answer[1], (8 + 2 * expanded) * u * np.abs(answer[1]) + tiny, "gradient")
+                p = fastxent.softmax(x, axis=axis)
+                expected_p = reference.softmax(x, axis=axis)
+                assert_within(p, expected_p, (8 + 2 * expanded) * u * expected_p + 1e-30, "softmax")
+
+
+# --- layouts against a contiguous copy
+
+
+def layout_case(seed):
+    """A small case without options: arrays in any layout of the logits, targets and gradient."""
+    random = cases.rng(70, seed)
+    n_classes = int(random.choice([1, 2, 3, 5, 16, 17, 31, 33, 50, 64, 65, 100, 129, 257]))
+    ndim = int(random.integers(1, 5))
+    shape = [int(n) for n in random.integers(1, 5 if ndim > 2 else 20, ndim)]
+    axis = int(random.integers(ndim))
+    shape[axis] = n_classes
+    dtype = str(random.choice([*cases.FLOATS, *cases.FLOATS, *cases.INTEGERS]))
+    target = str(
+        random.choice(["int64", "uint8", "int16", "float32", "float16"] if n_classes < 256 else ["int32", "float64"])
+    )
+    layouts = [str(random.choice(list(cases.LAYOUTS))) for _ in range(3)]
+    case = cases.build(random, tuple(shape), axis, dtype, "logits", target, layouts[0], layouts[1], reduced="none")
+    return case, layouts[2]
+
+
+@on_every_engine
+@pytest.mark.parametrize("block", range(5))
+def test_any_layout_is_its_contiguous_copy(block, engine):
+    """The error of either is in its bound, so two layouts differ by two bounds; within a family of kernels, by none."""
+    size = LAYOUT_CASES // 5
+    with cases.running_on(*engine):
+        for seed in range(block * size, (block + 1) * size):
+            case, out_layout = layout_case(seed)
+            label = f"seed {seed}: {case.name}, gradient {out_layout}"
+            copy, targets = np.array(case.scores, order="C"), np.array(case.targets, order="C")
+            stored = cases.stored_as(case.scores.dtype)
+            blank = np.zeros(case.scores.shape, stored)
+            out_grad = cases.lay_out(out_layout, blank, case.axis)
+            usable = out_grad.flags.writeable and 0 not in out_grad.strides and out_grad.dtype == stored
+            given = {"out_grad": out_grad} if usable and out_grad.dtype.isnative else {}
+            loss, gradient = fastxent.cross_entropy_and_grad(
+                case.scores, case.targets, axis=case.axis, reduction="none", **given
+            )
+            plain, plain_gradient = fastxent.cross_entropy_and_grad(copy, targets, axis=case.axis, reduction="none")
+            if same_family(case.scores, copy, case.axis):
+                np.testing.assert_array_equal(loss, plain, err_msg=label)
+                np.testing.assert_array_equal(gradient, plain_gradient, err_msg=label)
+            else:
+                bounds = Bounds(case)
+                assert_within(loss, plain, 2 * bounds.losses()[1], label)
+                assert_within(
+                    gradient, plain_gradient, 2 * bounds.gradient()[1] + rounding(plain_gradient, stored), label
+                )
+
+
+def same_family(a, b, axis):
+    """Whether the class axis is next to itself in memory in both."""
+    return all(array.strides[axis] == array.itemsize or array.shape[axis] == 1 for array in (a, b))
+
+
+def rounding(values, dtype):
+    """One unit in the last place of stored values: two roundings of neighbours."""
+    values = np.abs(np.asarray(values).astype(np.float64))
+    digits = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}[dtype.name]
+    return values * digits + (2.0**-24 if dtype.name == "float16" else 0)
