@@ -32,8 +32,10 @@ class Context:
     plan: Plan
     bandwidth: Bandwidth | None = None
 
-    def only(self, *names: str) -> list[Peer]:
-        return [peer for peer in self.peers if peer.name in names]
+    @property
+    def aside(self) -> list[Peer]:
+        """The peers that take part outside the grid."""
+        return [peer for peer in self.peers if not self.plan.aside or peer.name in self.plan.aside]
 
 
 @dataclass

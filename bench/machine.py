@@ -13,7 +13,6 @@ import numpy as np
 
 from .peer import Peer
 
-
 WANTED = ("compiler", "instruction_set", "instruction_sets", "num_threads", "num_threads_reason")
 
 

@@ -31,7 +31,7 @@ class Effort:
 
 
 FULL = Effort(least=9, most=31, seconds=8.0, sample_seconds=0.02)
-QUICK = Effort(least=5, most=11, seconds=0.8, sample_seconds=0.004)
+QUICK = Effort(least=5, most=11, seconds=0.4, sample_seconds=0.004)
 SMOKE = Effort(least=2, most=2, seconds=0.0, sample_seconds=0.0)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
 from .measure import local, race
-from .peer import Fastxent
+from .peer import Fastxent, Peer
 from .worker import Worker
 
 
@@ -29,16 +29,11 @@ Suite = Callable[[Context], Iterator[Job]]
 
 
 def compare_all(
-    context: Context,
-    suite: str,
-    case: Case,
-    operations: tuple[str, ...],
-    peers: bool = True,
-    limits: bool | None = None,
+    context: Context, suite: str, case: Case, operations: tuple[str, ...], peers: list[Peer], limits: bool | None
 ) -> list[Record]:
-    """fastxent, and its peers if wanted, on one case."""
+    """fastxent and some peers on one case, with the limit where the case is larger than the cache, or if wanted."""
     data = case.make()
-    able, failed = entries([context.subject, *(context.peers if peers else [])], data)
+    able, failed = entries([context.subject, *peers], data)
     records = []
     for operation in operations:
         if any(operation in entry.calls for entry in able):
@@ -49,16 +44,22 @@ def compare_all(
 
 
 def job(
-    context: Context, suite: str, case: Case, *operations: str, peers: bool = True, limits: bool | None = None
+    context: Context,
+    suite: str,
+    case: Case,
+    *operations: str,
+    peers: list[Peer] | None = None,
+    limits: bool | None = None,
 ) -> Job:
-    name = f"{suite}: {case.name}"
-    return Job(name, partial(compare_all, context, suite, case, operations, peers=peers, limits=limits))
+    """`peers`: those beside the grid if not given."""
+    raced = context.aside if peers is None else peers
+    return Job(f"{suite}: {case.name}", partial(compare_all, context, suite, case, operations, raced, limits))
 
 
 def grid(context: Context) -> Iterator[Job]:
     """The table of peers: forward, forward and gradient into a new array, into a given one, in place."""
     for shape in context.plan.grid:
-        yield job(context, "grid", Case(shape), "forward", "both", "given", "in_place")
+        yield job(context, "grid", Case(shape), "forward", "both", "given", "in_place", peers=context.peers)
 
 
 def few(context: Context) -> Iterator[Job]:
@@ -74,7 +75,7 @@ def sizes(context: Context) -> Iterator[Job]:
         for classes in context.plan.sizes:
             case = Case((rows_for(classes, dtype, context.plan.sizes_bytes), classes), dtype)
             more = ("in_place",) if dtype == "float32" else ()
-            yield job(context, "sizes", case, "forward", "given", *more, peers=False, limits=True)
+            yield job(context, "sizes", case, "forward", "given", *more, peers=[], limits=True)
 
 
 def types(context: Context) -> Iterator[Job]:
@@ -106,7 +107,7 @@ def small(context: Context) -> Iterator[Job]:
     """What a call costs. fastxent alone and without an option, so that nothing but the call is timed."""
     lone = dataclasses.replace(context, subject=Fastxent(0))
     for shape in context.plan.small:
-        yield job(lone, "small", Case(shape), "forward", "both", "given", peers=False)
+        yield job(lone, "small", Case(shape), "forward", "both", "given", peers=[])
 
 
 def layout(context: Context) -> Iterator[Job]:
@@ -117,7 +118,9 @@ def layout(context: Context) -> Iterator[Job]:
         moved = Data(dataclasses.replace(case, shape=(case.shape[0], *case.shape[2:], case.shape[1]), axis=-1))
         moved.logits[...] = np.moveaxis(data.logits, 1, -1)
         moved.targets[...] = data.targets
-        able, failed = entries([context.subject, *context.only("torch", "compile", "jax")], data)
+        able, failed = entries(
+            [context.subject, *(peer for peer in context.aside if peer.name in ("torch", "compile", "jax"))], data
+        )
         able.append(Entry("last axis", context.subject, moved, context.subject.calls(moved)))
         records = [
             contest(context, "layout", case, operation, able, True) for operation in ("forward", "given", "both")
@@ -240,7 +243,7 @@ def memory(context: Context) -> Iterator[Job]:
 
     whole = Case(context.plan.memory)
     for operation in ("forward", "both"):
-        names = ["fastxent", *(peer.name for peer in context.peers)]
+        names = ["fastxent", *(peer.name for peer in context.aside)]
         yield Job(f"memory: {whole.name} {operation}", partial(run, whole, operation, names))
         for case in context.plan.memory_cases:
             yield Job(f"memory: {case.name} {operation}", partial(run, case, operation, ["fastxent"]))
