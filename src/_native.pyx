@@ -1,0 +1,300 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""The compiled engine: from a Plan to the C structs of fastxent.h, and the GIL released. Nothing else happens here.
+
+The plan has been checked by ``fastxent/_arguments.py``; its fields come by position, in the order of ``PLAN_FIELDS``.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t, uint64_t
+
+import numpy as np
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+
+cdef extern from "fastxent.h" nogil:
+    enum:
+        FX_MAX_DIMS
+    enum:
+        FX_OP_LOSS, FX_OP_LOSS_GRAD, FX_OP_GRAD, FX_OP_LOSS_SOFTMAX, FX_OP_SOFTMAX, FX_OP_LOG_SOFTMAX, FX_OP_LOGSUMEXP
+        FX_OP_NLL, FX_OP_NLL_GRAD, FX_OP_PROBS, FX_OP_PROBS_GRAD, FX_OP_REDUCE, FX_OP_SOFTMAX_GRAD
+        FX_OP_LOG_SOFTMAX_GRAD
+    enum:
+        FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_OPERANDS
+    enum:
+        FX_F32, FX_F64, FX_F16, FX_BF16, FX_I8, FX_I16, FX_I32, FX_I64, FX_U8, FX_U16, FX_U32, FX_U64
+    enum:
+        FX_ISA_COUNT
+
+    ctypedef struct FxOperand:
+        char *data
+        int64_t class_stride
+        int dtype
+        int swapped
+        int64_t stride[64]
+
+    ctypedef struct FxCall:
+        int operation, isa, storage, targets_are_probs, has_ignore, nd
+        int64_t ignore, positions, classes, sequence_length, shift, blocks
+        int64_t shape[64]
+        FxOperand operand[7]
+        const int64_t *lengths
+        const double *class_weight
+        const void *class_weight_r
+        double class_weight_sum, smoothing, z_loss, logit_scale, softcap, scale
+        const double *sequence_scale
+        const char *saved
+        char *saved_out
+        double *position_weight
+        void *position_loss
+        double (*partial)[2]
+        int64_t bad_position
+
+    unsigned fx_available_isas()
+    const char *fx_isa_name(int isa)
+    const char *fx_compiler()
+    void fx_plan_call(FxCall *call, int keep_time)
+    int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, double seconds)
+    void fx_total(const FxCall *call, double *total, double *divisor)
+    void fx_sequences(const FxCall *call, int64_t sequences, double *sums, double *divisors)
+
+
+PLAN_FIELDS = (
+    "operation", "logits", "axis", "targets", "class_weight", "sample_weight", "mask", "lengths", "ignore_index",
+    "shift", "label_smoothing", "z_loss", "logit_scale", "softcap", "upstream", "saved", "losses", "saved_out",
+    "output", "sequence_length", "per_sequence", "num_threads",
+)
+
+cdef int _isa = 0
+for _candidate in range(FX_ISA_COUNT):
+    if fx_available_isas() >> <unsigned>_candidate & 1:
+        _isa = _candidate
+
+# How long a call may stay away from Python before it looks for Ctrl-C.
+cdef double PATIENCE = 0.1
+
+
+cdef int dtype_code(cnp.ndarray a):
+    cdef int n = cnp.PyArray_TYPE(a)
+    cdef int size = <int>cnp.PyArray_ITEMSIZE(a)
+    if n == cnp.NPY_FLOAT32:
+        return FX_F32
+    if n == cnp.NPY_FLOAT64:
+        return FX_F64
+    if n == cnp.NPY_FLOAT16:
+        return FX_F16
+    if cnp.PyTypeNum_ISSIGNED(n):
+        return FX_I8 if size == 1 else FX_I16 if size == 2 else FX_I32 if size == 4 else FX_I64
+    if cnp.PyTypeNum_ISUNSIGNED(n):
+        return FX_U8 if size == 1 else FX_U16 if size == 2 else FX_U32 if size == 4 else FX_U64
+    return FX_BF16  # a registered type: the plan lets no other pass
+
+
+cdef void describe(FxOperand *o, object thing, int axis):
+    """One array: `axis` is its class axis, -1 if it has none. None leaves the operand absent."""
+    cdef int d, k = 0, nd
+    cdef cnp.ndarray a
+    if thing is None:
+        o.data = NULL
+        return
+    a = <cnp.ndarray>thing
+    nd = cnp.PyArray_NDIM(a)
+    o.data = cnp.PyArray_BYTES(a)
+    o.dtype = dtype_code(a)
+    o.swapped = not cnp.PyArray_ISNOTSWAPPED(a)
+    o.class_stride = 0
+    for d in range(nd):
+        if d == axis:
+            o.class_stride = cnp.PyArray_STRIDE(a, d)
+        else:
+            o.stride[k] = cnp.PyArray_STRIDE(a, d)
+            k += 1
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Call:
+    """One plan, ready to run: see ``fastxent/_backends``."""
+
+    cdef FxCall c
+    cdef object plan
+    cdef object class_weight_r
+    cdef object sequence_scale
+    cdef int threads
+    cdef bint per_sequence
+    cdef int64_t sequences
+    cdef public object sequence_sums
+    cdef public object sequence_divisors
+
+    def __cinit__(self, fields):
+        cdef tuple plan = <tuple>fields  # a NamedTuple: a cast, since Cython's own check wants the very type
+        cdef FxCall *c = &self.c
+        cdef cnp.ndarray x = <cnp.ndarray>plan[1]
+        cdef int axis = plan[2], d, k = 0, nd = cnp.PyArray_NDIM(x), storage
+        cdef object targets = plan[3], weight = plan[4], lengths = plan[7], ignore = plan[8], saved = plan[15]
+        cdef cnp.ndarray w
+        self.plan = fields
+        self.threads = plan[21]
+        self.per_sequence = plan[20]
+        c.operation = plan[0]
+        c.isa = _isa
+        c.positions = 1
+        for d in range(nd):
+            if d != axis:
+                c.shape[k] = cnp.PyArray_DIM(x, d)
+                c.positions *= c.shape[k]
+                k += 1
+        c.nd = k
+        c.classes = cnp.PyArray_DIM(x, axis)
+        describe(&c.operand[FX_X], x, axis)
+        storage = c.operand[FX_X].dtype
+        c.storage = storage if storage < FX_I8 else FX_F64
+        c.targets_are_probs = (
+            targets is not None and cnp.PyArray_NDIM(<cnp.ndarray>targets) == nd and c.operation < FX_OP_REDUCE
+        )
+        describe(&c.operand[FX_Y], targets,
+                 axis if c.targets_are_probs or c.operation >= FX_OP_SOFTMAX_GRAD else -1)
+        if c.operation >= FX_OP_SOFTMAX_GRAD:
+            c.targets_are_probs = 1
+        describe(&c.operand[FX_MASK], plan[6], -1)
+        describe(&c.operand[FX_WEIGHT], plan[5], -1)
+        describe(&c.operand[FX_UPSTREAM], plan[14], -1)
+        describe(&c.operand[FX_LOSSES], plan[16], -1)
+        describe(&c.operand[FX_OUT], plan[18], axis)
+        c.class_weight = NULL
+        c.class_weight_r = NULL
+        c.class_weight_sum = <double>c.classes
+        if weight is not None:
+            w = <cnp.ndarray>weight
+            c.class_weight = <const double *>cnp.PyArray_DATA(w)
+            c.class_weight_r = cnp.PyArray_DATA(w)
+            c.class_weight_sum = w.sum()
+            if c.storage != FX_F64:
+                self.class_weight_r = w.astype(np.float32)
+                c.class_weight_r = cnp.PyArray_DATA(<cnp.ndarray>self.class_weight_r)
+        c.lengths = NULL if lengths is None else <const int64_t *>cnp.PyArray_DATA(<cnp.ndarray>lengths)
+        c.has_ignore = ignore is not None
+        if c.has_ignore:
+            # An uint64 above int64's range keeps its bits, and so does the index it is compared with.
+            c.ignore = <int64_t><uint64_t>ignore if ignore >= 0 else <int64_t>ignore
+        c.shift = plan[9]
+        c.smoothing = plan[10]
+        c.z_loss = plan[11]
+        c.logit_scale = plan[12]
+        c.softcap = plan[13]
+        c.scale = 1.0
+        c.sequence_scale = NULL
+        c.saved = NULL if saved is None else cnp.PyArray_BYTES(<cnp.ndarray>saved)
+        c.saved_out = NULL if plan[17] is None else cnp.PyArray_BYTES(<cnp.ndarray>plan[17])
+        c.sequence_length = plan[19]
+        c.position_weight = NULL
+        c.position_loss = NULL
+        self.sequences = c.positions
+        if c.sequence_length != 1:
+            self.sequences = c.positions // c.sequence_length if c.sequence_length else 0
+        fx_plan_call(c, c.lengths != NULL or c.shift != 0 or self.per_sequence)
+
+    cdef _go(self, bint prepare):
+        """Runs all blocks; returns (total, divisor, bad_position)."""
+        cdef FxCall *c = &self.c
+        cdef double total = 0, divisor = 0
+        cdef int64_t block = 0
+        cdef double few[8][2]
+        c.bad_position = -1
+        c.partial = few
+        if c.blocks > 8:
+            c.partial = <double (*)[2]>PyMem_Malloc(c.blocks * 2 * sizeof(double))
+            if c.partial == NULL:
+                raise MemoryError
+        try:
+            while block < c.blocks:
+                with nogil:
+                    block = fx_run(c, prepare, block, self.threads, PATIENCE)
+                if block < 0:
+                    raise MemoryError
+                if block < c.blocks:
+                    PyErr_CheckSignals()
+            fx_total(c, &total, &divisor)
+        finally:
+            if c.partial != few:
+                PyMem_Free(c.partial)
+            c.partial = NULL
+        return total, divisor, c.bad_position
+
+    cdef _go_by_sequence(self, bint prepare):
+        """The same, with what each position adds kept, and summed by sequence."""
+        cdef FxCall *c = &self.c
+        weights = np.empty(c.positions)
+        losses = None if prepare else np.empty(c.positions, np.float64 if c.storage == FX_F64 else np.float32)
+        sums, divisors = np.zeros(self.sequences), np.zeros(self.sequences)
+        cdef double *s = <double *>cnp.PyArray_DATA(<cnp.ndarray>sums)
+        cdef double *d = <double *>cnp.PyArray_DATA(<cnp.ndarray>divisors)
+        c.position_weight = <double *>cnp.PyArray_DATA(<cnp.ndarray>weights)
+        c.position_loss = NULL if prepare else cnp.PyArray_DATA(<cnp.ndarray>losses)
+        try:
+            result = self._go(prepare)
+            if self.sequences:
+                with nogil:
+                    fx_sequences(c, self.sequences, s, d)
+        finally:
+            c.position_weight = NULL
+            c.position_loss = NULL
+        self.sequence_divisors = divisors
+        if not prepare:
+            self.sequence_sums = sums
+        return result
+
+    def prepare(self):
+        """Read only what describes targets: (divisor, flat position of the first bad class index or -1)."""
+        total, divisor, bad = self._go_by_sequence(True) if self.per_sequence else self._go(True)
+        return divisor, bad
+
+    def run(self, double scale=1.0, sequence_scale=None):
+        """Do the work: (sum of the losses, divisor, bad position or -1)."""
+        self.c.scale = scale
+        if sequence_scale is not None:
+            self.sequence_scale = sequence_scale
+            self.c.sequence_scale = <const double *>cnp.PyArray_DATA(<cnp.ndarray>sequence_scale)
+        return self._go_by_sequence(False) if self.per_sequence else self._go(False)
+
+
+def codes():
+    """The C interface's operation codes, by the names of ``fastxent/_options.py``."""
+    return {
+        "OP_LOSS": FX_OP_LOSS, "OP_LOSS_GRAD": FX_OP_LOSS_GRAD, "OP_GRAD": FX_OP_GRAD,
+        "OP_LOSS_SOFTMAX": FX_OP_LOSS_SOFTMAX, "OP_SOFTMAX": FX_OP_SOFTMAX, "OP_LOG_SOFTMAX": FX_OP_LOG_SOFTMAX,
+        "OP_LOGSUMEXP": FX_OP_LOGSUMEXP, "OP_NLL": FX_OP_NLL, "OP_NLL_GRAD": FX_OP_NLL_GRAD, "OP_PROBS": FX_OP_PROBS,
+        "OP_PROBS_GRAD": FX_OP_PROBS_GRAD, "OP_REDUCE": FX_OP_REDUCE, "OP_SOFTMAX_GRAD": FX_OP_SOFTMAX_GRAD,
+        "OP_LOG_SOFTMAX_GRAD": FX_OP_LOG_SOFTMAX_GRAD,
+    }
+
+
+def available_isas():
+    """The instruction sets that this build has kernels for and this machine can run."""
+    return tuple(
+        fx_isa_name(i).decode() for i in range(FX_ISA_COUNT) if fx_available_isas() >> <unsigned>i & 1
+    )
+
+
+def isa():
+    """The instruction set in use."""
+    return fx_isa_name(_isa).decode()
+
+
+def set_isa(str name):
+    """Use another instruction set from the next call on: for tests and measurements."""
+    global _isa
+    for i in range(FX_ISA_COUNT):
+        if fx_isa_name(i) == name.encode() and fx_available_isas() >> <unsigned>i & 1:
+            _isa = i
+            return
+    raise ValueError(f"no instruction set {name!r}: there are {', '.join(available_isas())}")
+
+
+def compiler():
+    """Name and version of the compiler that built this module."""
+    return fx_compiler().decode()

@@ -1,0 +1,5 @@
+/* bfloat16 on any processor. */
+#define FX_STORAGE bf16
+#include "../kernels/storage.h"
+#include "../vec/baseline.h"
+#include "../kernels/kernels.inl"

@@ -1,0 +1,299 @@
+/* Lanes: vector lanes along the positions, classes one after the other.
+ *
+ * A panel is a set of lines, one a class, of `width` positions each: in place, where the logits' positions are neighbours
+ * in memory (FX_COLUMNS), or a transposed tile of LANES positions in L1 (FX_TILES). Every lane does the same operations in
+ * the same order in both, whatever its neighbours hold: first the maximum over all classes, then the sum of exp(x - max)
+ * over those below the maximum, and a count of those that equal it: one of them is left out, exactly. */
+
+enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
+
+typedef struct {
+    R *max, *rest, *gap, *dot, *mass;                       /* results */
+    R *target_weight, *top, *sample, *upstream;             /* given */
+    R *factor, *spread, *value, *loss;                      /* made by finish.inl */
+    R *sum, *lost, *equal, *moment;                         /* running sums of a panel */
+} Lanes;
+
+typedef struct {
+    const FxCall *call;
+    FxScratch *scratch;
+    const char *row[FX_MAX_LANES], *q[FX_MAX_LANES]; /* FX_TILES: the lanes' rows */
+    char *out[FX_MAX_LANES];
+    const char *lines; /* FX_COLUMNS: class 0's line */
+    char *out_lines;
+    int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
+    int width, columns;
+} Panel;
+
+static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
+    return a->class_stride == SIZE && a->dtype == STORAGE && !a->swapped && !call->transform;
+}
+
+/* n classes from c0 of LANES rows into a tile, one line a class. */
+static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c0, int n) {
+    for (int c = 0; c < n; c += LANES) {
+        V r[LANES];
+        if (c + LANES <= n) {
+            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load(row[l] + (c0 + c) * SIZE);
+        } else {
+            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load_tail(row[l] + (c0 + c) * SIZE, n - c, v_set1(0));
+        }
+        v_transpose(r);
+        FX_UNROLL for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
+    }
+}
+
+static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand *a, const char *const row[], int64_t c0,
+                                    int n) {
+    R *line = (R *)panel->scratch->fetch;
+    for (int l = 0; l < LANES; l++) {
+        FETCH(line, row[l] + c0 * a->class_stride, a->dtype, a->swapped, a->class_stride, n);
+        for (int c = 0; c < n; c++) tile[c * LANES + l] = line[c];
+    }
+}
+
+/* Makes classes c0 … c0 + n - 1 available as lines; returns the first, and the lines' distance. */
+static FX_INLINE const char *panel_lines(Panel *panel, int64_t c0, int n, int64_t *distance, int columns) {
+    const FxCall *call = panel->call;
+    const FxOperand *x = &call->operand[FX_X];
+    if (columns) {
+        *distance = x->class_stride;
+        return panel->lines + c0 * x->class_stride;
+    }
+    R *tile = (R *)panel->scratch->tile;
+    *distance = LANES * sizeof(R);
+    if (panel->packed_from == c0) return (const char *)tile;
+    panel->packed_from = c0;
+    if (tile_is_plain(call, x)) tile_transpose(tile, panel->row, c0, n);
+    else tile_gather(panel, tile, x, panel->row, c0, n);
+    if (call->transform) {
+        R *slope = (R *)panel->scratch->slope_tile;
+        for (int i = 0; i < n * LANES; i += LANES) {
+            V d, z = transform(call, v_loadr(tile + i), &d);
+            v_storer(tile + i, z);
+            v_storer(slope + i, d);
+        }
+    }
+    return (const char *)tile;
+}
+
+/* The coefficients of n classes from c0 when they differ from lane to lane (class probabilities). */
+static FX_NOINLINE const R *panel_coefficients(Panel *panel, int64_t c0, int n) {
+    const FxCall *call = panel->call;
+    R *tile = (R *)panel->scratch->target_tile;
+    tile_gather(panel, tile, &call->operand[FX_Y], panel->q, c0, n);
+    const R keep = (R)(1 - call->smoothing), spread = (R)(call->smoothing / (double)call->classes);
+    const R *w = call->class_weight ? (const R *)call->class_weight_r + c0 : NULL;
+    for (int c = 0; c < n; c++) {
+        V a = v_loadr(tile + c * LANES);
+        if (call->smoothing != 0) a = v_add(v_mul(v_set1(keep), a), v_set1(spread));
+        if (w) a = v_mul(a, v_set1(w[c]));
+        v_storer(tile + c * LANES, a);
+    }
+    return tile;
+}
+
+static FX_INLINE V line_load(const char *p, int j, int columns) {
+    return columns ? v_load(p + (int64_t)j * SIZE) : v_loadr((const R *)p + j);
+}
+/* The last vector of a panel's line: no lane beyond the width is read. */
+static FX_INLINE V line_load_last(const char *p, int j, int width, int columns) {
+    if (!columns || j + LANES <= width) return line_load(p, j, columns);
+    return v_load_tail(p + (int64_t)j * SIZE, width - j, v_set1(0));
+}
+
+static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
+    const int width = columns ? panel->width : LANES;
+    for (int j = 0; j < width; j += LANES) v_storer(a.max + j, v_set1(-(R)INFINITY));
+    for (int64_t c0 = 0; c0 < panel->call->classes; c0 += step) {
+        int n = panel->call->classes - c0 < step ? (int)(panel->call->classes - c0) : step;
+        int64_t d;
+        const char *p = panel_lines(panel, c0, n, &d, columns);
+        int c = 0;
+        for (; c + 4 <= n; c += 4, p += 4 * d)
+            for (int j = 0; j < width; j += LANES) {
+                V v0 = line_load_last(p, j, width, columns), v1 = line_load_last(p + d, j, width, columns);
+                V v2 = line_load_last(p + 2 * d, j, width, columns), v3 = line_load_last(p + 3 * d, j, width, columns);
+                v_storer(a.max + j, v_max(v0, v_max(v1, v_max(v2, v_max(v3, v_loadr(a.max + j))))));
+            }
+        for (; c < n; c++, p += d)
+            for (int j = 0; j < width; j += LANES)
+                v_storer(a.max + j, v_max(line_load_last(p, j, width, columns), v_loadr(a.max + j)));
+    }
+}
+
+/* One vector of positions through up to LINES classes. */
+static FX_INLINE void panel_sum_lines(const char *p, int64_t d, int n, int j, int width, Lanes a, ExpScale k, int kind,
+                                      const R *coefficient, int per_lane, int columns) {
+    const V zero = v_set1(0), one = v_set1(1), max = v_loadr(a.max + j);
+    V sum[2] = {zero, zero}, equal = zero, moment = zero, mass = zero;
+    for (int c = 0; c < n; c++, p += d) {
+        V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
+        M top = v_eq(x, max);
+        sum[c & 1] = v_add(sum[c & 1], v_drop(top, v_exp(y, k)));
+        equal = v_add(equal, v_keep(top, one));
+        if (kind == NONE) continue;
+        if (kind == ARRAY) {
+            V w = per_lane ? v_loadr(coefficient + c * LANES) : v_set1(coefficient[c]);
+            mass = v_add(mass, w);
+            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+        } else {
+            moment = v_sub(moment, y);
+        }
+    }
+    /* total + block, with what the addition loses kept apart (two-sum) */
+    V total = v_loadr(a.sum + j), block = v_add(sum[0], sum[1]), next = v_add(total, block);
+    V part = v_sub(next, total), error = v_add(v_sub(total, v_sub(next, part)), v_sub(block, part));
+    v_storer(a.sum + j, next);
+    v_storer(a.lost + j, v_add(v_loadr(a.lost + j), error));
+    v_storer(a.equal + j, v_add(v_loadr(a.equal + j), equal));
+    if (kind == NONE) return;
+    v_storer(a.dot + j, v_add(v_loadr(a.dot + j), moment));
+    if (kind == ARRAY) v_storer(a.mass + j, v_add(v_loadr(a.mass + j), mass));
+}
+
+static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, int kind) {
+    const FxCall *call = panel->call;
+    const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
+    const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
+    const V zero = v_set1(0);
+    for (int j = 0; j < width; j += LANES) {
+        v_storer(a.sum + j, zero);
+        v_storer(a.lost + j, zero);
+        v_storer(a.equal + j, v_set1(-1));
+        v_storer(a.dot + j, zero);
+        v_storer(a.mass + j, zero);
+    }
+    for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
+        int n = call->classes - c0 < step ? (int)(call->classes - c0) : step;
+        int64_t d;
+        const char *p = panel_lines(panel, c0, n, &d, columns);
+        const R *w = NULL;
+        if (kind == ARRAY) w = per_lane ? panel_coefficients(panel, c0, n) : (const R *)call->class_weight_r + c0;
+        for (int c = 0; c < n; c += LINES) {
+            int m = n - c < LINES ? n - c : LINES;
+            const R *wc = kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL;
+            for (int j = 0; j < width; j += LANES)
+                panel_sum_lines(p + c * d, d, m, j, width, a, k, kind, wc, per_lane, columns);
+        }
+    }
+    /* The sum over those below the maximum, and of those that equal it all but one. */
+    for (int j = 0; j < width; j += LANES) {
+        V rest = v_add(v_loadr(a.sum + j), v_loadr(a.lost + j));
+        v_storer(a.rest + j, v_add(v_loadr(a.equal + j), rest));
+    }
+}
+
+static FX_INLINE void panel_forward_as(Panel *panel, Lanes a, int columns, int kind) {
+    const int64_t classes = panel->call->classes;
+    const int step = columns ? (int)(classes < 1 << 30 ? classes : 1 << 30) : FX_TILE_CLASSES;
+    panel_max(panel, a, columns, step);
+    panel_sum(panel, a, columns, step, kind);
+}
+
+static FX_INLINE void panel_forward(Panel *panel, Lanes a, int kind) {
+    if (panel->columns) {
+        if (kind == NONE) panel_forward_as(panel, a, 1, NONE);
+        else if (kind == UNIFORM) panel_forward_as(panel, a, 1, UNIFORM);
+        else panel_forward_as(panel, a, 1, ARRAY);
+    } else {
+        if (kind == NONE) panel_forward_as(panel, a, 0, NONE);
+        else if (kind == UNIFORM) panel_forward_as(panel, a, 0, UNIFORM);
+        else panel_forward_as(panel, a, 0, ARRAY);
+    }
+}
+
+/* One class for all positions of a panel, written over `to` (storage type for columns, else compute type). */
+static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes a, ExpScale k, V scale, int kind,
+                                       const R *coefficient, int per_lane, const R *slope, int logarithm, int columns) {
+    for (int j = 0; j < width; j += LANES) {
+        V d = v_sub(line_load_last(p, j, width, columns), v_loadr(a.max + j)), y;
+        if (logarithm) {
+            y = v_fms(d, scale, v_loadr(a.factor + j));
+        } else {
+            V factor = v_loadr(a.factor + j);
+            /* An invalid position (factor 0) is 0 whatever its logits hold; a valid one may be NaN. */
+            y = v_drop(v_eq(factor, v_set1(0)), v_mul(factor, v_exp(d, k)));
+            if (kind == UNIFORM) y = v_sub(y, v_loadr(a.spread + j));
+            if (kind == ARRAY) {
+                V w = per_lane ? v_loadr(coefficient + j) : v_set1(coefficient[0]);
+                y = v_fnma(v_loadr(a.spread + j), w, y);
+            }
+            if (slope) y = v_mul(y, v_loadr(slope + j));
+        }
+        if (!columns) v_storer((R *)to + j, y);
+        else if (j + LANES <= width) v_store(to + (int64_t)j * SIZE, y);
+        else v_store_tail(to + (int64_t)j * SIZE, y, width - j);
+    }
+}
+
+/* A tile of results (in scratch->emit's place: the tile itself is overwritten) to the lanes' rows. */
+static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
+    const FxOperand *out = &panel->call->operand[FX_OUT];
+    if (out->class_stride == SIZE && out->dtype == STORAGE) {
+        for (int c = 0; c < n; c += LANES) {
+            V r[LANES];
+            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_loadr(tile + (c + l) * LANES);
+            v_transpose(r);
+            int m = n - c < LANES ? n - c : LANES;
+            for (int l = 0; l < panel->width; l++) {
+                char *to = panel->out[l] + (c0 + c) * SIZE;
+                if (m == LANES) v_store(to, r[l]);
+                else v_store_tail(to, r[l], m);
+            }
+        }
+        return;
+    }
+    R *line = (R *)panel->scratch->emit;
+    for (int l = 0; l < panel->width; l++) {
+        for (int c = 0; c < n; c++) line[c] = tile[c * LANES + l];
+        EMIT(panel->out[l] + c0 * out->class_stride, out->dtype, out->class_stride, line, n);
+    }
+}
+
+/* The gradient, softmax or log-softmax of a panel. at[j]: the class that takes value[j], or -1. */
+static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns) {
+    const FxCall *call = panel->call;
+    const FxOperand *out = &call->operand[FX_OUT];
+    const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
+    const int64_t step = columns ? call->classes : FX_TILE_CLASSES;
+    const double scale = call->transform ? 1 : call->logit_scale;
+    const ExpScale k = exp_scale(scale);
+    const int chain = call->transform && call->operation <= FX_OP_GRAD;
+    for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
+        int64_t n = call->classes - c0 < step ? call->classes - c0 : step, d, od;
+        const char *p = panel_lines(panel, c0, (int)n, &d, columns);
+        char *to = columns ? panel->out_lines + c0 * out->class_stride : (char *)panel->scratch->tile;
+        od = columns ? out->class_stride : d;
+        const R *w = NULL, *slope = chain ? (const R *)panel->scratch->slope_tile : NULL;
+        if (kind == ARRAY) w = per_lane ? panel_coefficients(panel, c0, (int)n) : (const R *)call->class_weight_r + c0;
+        for (int64_t c = 0; c < n; c++)
+            panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
+                             w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
+                             logarithm, columns);
+        if (!logarithm)
+            for (int j = 0; j < panel->width; j++) {
+                if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
+                char *slot = to + (at[j] - c0) * od;
+                if (columns) store_one(slot + (int64_t)j * SIZE, a.value[j]);
+                else ((R *)slot)[j] = slope ? a.value[j] * slope[(at[j] - c0) * LANES + j] : a.value[j];
+            }
+        if (columns) continue;
+        tile_emit(panel, (R *)panel->scratch->tile, c0, (int)n);
+        panel->packed_from = -1; /* the results stand where the logits stood */
+    }
+}
+
+static FX_INLINE void panel_write(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm) {
+    if (panel->columns) {
+        if (logarithm) panel_write_as(panel, a, at, NONE, 1, 1);
+        else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, 1);
+        else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, 1);
+        else panel_write_as(panel, a, at, ARRAY, 0, 1);
+    } else {
+        if (logarithm) panel_write_as(panel, a, at, NONE, 1, 0);
+        else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, 0);
+        else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, 0);
+        else panel_write_as(panel, a, at, ARRAY, 0, 0);
+    }
+}

@@ -1,0 +1,160 @@
+/* Positions: which are valid, with which target and weight. A block is cut into runs: neighbours on one line of the
+ * innermost axis, so that every operand is a base address and a step. Index and validity are read once, checked, and used
+ * from a private copy: an array that another thread changes meanwhile cannot lead outside memory. */
+
+typedef struct {
+    int64_t first;               /* flat index of the run's first position */
+    int n, valid;                /* positions, and how many of them are valid */
+    char *base[FX_OPERANDS];
+    int64_t step[FX_OPERANDS];
+} Run;
+
+/* Where an operand's position i of the run is; NULL for an absent operand. */
+static FX_INLINE char *at_position(const Run *run, int operand, int64_t i) {
+    return run->base[operand] ? run->base[operand] + i * run->step[operand] : NULL;
+}
+
+/* The run that starts at flat position `first` and ends at `end` at the latest. */
+static void run_at(const FxCall *call, int64_t first, int64_t end, Run *run) {
+    const int last = call->nd - 1;
+    int64_t outer = first, inner = 0, line = 1;
+    run->first = first;
+    for (int o = 0; o < FX_OPERANDS; o++) {
+        run->base[o] = call->operand[o].data;
+        run->step[o] = last >= 0 ? call->operand[o].stride[last] : 0;
+    }
+    for (int d = last; d >= 0; d--) {
+        int64_t i = outer % call->shape[d];
+        outer /= call->shape[d];
+        if (d == last) {
+            inner = i;
+            line = call->shape[d];
+        }
+        if (i)
+            for (int o = 0; o < FX_OPERANDS; o++)
+                if (run->base[o]) run->base[o] += i * call->operand[o].stride[d];
+    }
+    int64_t n = line - inner < end - first ? line - inner : end - first;
+    run->n = (int)n;
+}
+
+#define READ_INDICES(TYPE)                                                                                             \
+    for (int i = 0; i < n; i++) {                                                                                      \
+        TYPE v;                                                                                                        \
+        memcpy(&v, p + i * step, sizeof v);                                                                            \
+        to[i] = (int64_t)v;                                                                                            \
+    }
+
+static void read_indices(int64_t *to, const char *p, int dtype, int64_t step, int n) {
+    switch (dtype) {
+    case FX_I8: READ_INDICES(int8_t) break;
+    case FX_I16: READ_INDICES(int16_t) break;
+    case FX_I32: READ_INDICES(int32_t) break;
+    case FX_I64:
+        if (step == 8) memcpy(to, p, 8 * (size_t)n);
+        else { READ_INDICES(int64_t) }
+        break;
+    case FX_U8: READ_INDICES(uint8_t) break;
+    case FX_U16: READ_INDICES(uint16_t) break;
+    case FX_U32: READ_INDICES(uint32_t) break;
+    default: READ_INDICES(uint64_t) break;
+    }
+}
+
+static void report_bad(FxCall *call, int64_t position) {
+    int64_t seen = atomic_load(&call->bad_position);
+    while ((seen < 0 || position < seen) && !atomic_compare_exchange_weak(&call->bad_position, &seen, position)) {}
+}
+
+/* Fills scratch->target (-1: invalid), ->sample and ->upstream for the run; returns the run's share of the divisor. */
+static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upstream) {
+    const int n = run->n, indexed = !call->targets_are_probs && call->operand[FX_Y].data != NULL;
+    const int64_t classes = call->classes, shift = call->shift;
+    int64_t *target = s->target, b = run->first / call->sequence_length, live = n;
+    if (call->lengths || shift) {
+        int64_t t = run->first % call->sequence_length, length = call->sequence_length;
+        if (call->lengths && call->lengths[b] < length) length = call->lengths[b];
+        live = length - shift - t;
+        live = live < 0 ? 0 : live > n ? n : live;
+    }
+    const int m = (int)live;
+    char *y = run->base[FX_Y], *mask = run->base[FX_MASK], *weight = run->base[FX_WEIGHT];
+    if (indexed && m) {
+        read_indices(target, y + shift * run->step[FX_Y], call->operand[FX_Y].dtype, run->step[FX_Y], m);
+    } else {
+        for (int i = 0; i < m; i++) target[i] = 0;
+    }
+    for (int i = m; i < n; i++) target[i] = -1;
+
+    int plain = m == n && !mask && !weight;
+    if (indexed && plain) {
+        int outside = 0;
+        for (int i = 0; i < n; i++)
+            outside |= ((uint64_t)target[i] >= (uint64_t)classes) | (call->has_ignore & (target[i] == call->ignore));
+        plain = !outside;
+    }
+    if (!plain) {
+        int valid = 0;
+        for (int i = 0; i < m; i++) {
+            int ok = !(indexed && call->has_ignore && target[i] == call->ignore);
+            if (mask) ok &= mask[(i + shift) * run->step[FX_MASK]] != 0;
+            if (weight) {
+                double w;
+                memcpy(&w, weight + (i + shift) * run->step[FX_WEIGHT], sizeof w);
+                ok &= w != 0;
+                s->sample[i] = ok ? w : 0;
+            }
+            if (ok && (uint64_t)target[i] >= (uint64_t)classes) {
+                report_bad(call, run->first + i);
+                ok = 0;
+            }
+            if (!ok) target[i] = -1;
+            valid += ok;
+        }
+        if (weight)
+            for (int i = m; i < n; i++) s->sample[i] = 0;
+        run->valid = valid;
+    } else {
+        run->valid = n;
+    }
+    if (with_upstream) {
+        double g = call->scale * (call->sequence_scale ? call->sequence_scale[b] : 1);
+        const char *up = run->base[FX_UPSTREAM];
+        if (call->sequence_scale && call->sequence_length == 1)
+            for (int i = 0; i < n; i++) s->upstream[i] = call->scale * call->sequence_scale[run->first + i];
+        else
+            for (int i = 0; i < n; i++) s->upstream[i] = g;
+        if (up)
+            for (int i = 0; i < n; i++) {
+                double u;
+                memcpy(&u, up + i * run->step[FX_UPSTREAM], sizeof u);
+                s->upstream[i] *= u;
+            }
+        if (weight)
+            for (int i = 0; i < n; i++) s->upstream[i] *= s->sample[i];
+    }
+    double divisor = 0;
+    double *share = call->position_weight ? call->position_weight + run->first : NULL;
+    const double *w = indexed ? call->class_weight : NULL;
+    if (!weight && !w && !share) return (double)run->valid;
+    for (int i = 0; i < n; i++) {
+        double d = target[i] < 0 ? 0 : (weight ? s->sample[i] : 1) * (w ? w[target[i]] : 1);
+        divisor += d;
+        if (share) share[i] = d;
+    }
+    return divisor;
+}
+
+void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block) {
+    int64_t first, n;
+    double divisor = 0;
+    fx_block_range(call, block, &first, &n);
+    for (int64_t end = first + n; first < end;) {
+        Run run;
+        run_at(call, first, end, &run);
+        divisor += read_positions(call, s, &run, 0);
+        first += run.n;
+    }
+    call->partial[block][0] = 0;
+    call->partial[block][1] = divisor;
+}

@@ -1,0 +1,324 @@
+/* Rows: lanes along the classes.
+ *
+ * Forward, by blocks of FX_BLOCK classes: the sweep for the maximum brings the block into L1, the second sweep adds up
+ * exp(x - r). r, the reference, is the first block's maximum and follows the running maximum only once that is more than
+ * 1/scale above it: so a row rescales its sum a few times at most, whatever its order, and the second sweep seldom waits
+ * for the first. One maximum is left out of the sum by its position, not subtracted: p -> 1 keeps every digit. */
+
+enum { GROUP = 4 * LANES };
+
+typedef struct {
+    R max;          /* of the logits before logit_scale (of z, if transformed) */
+    double rest;    /* sum of exp(z - max z) without one maximum */
+    int64_t argmax; /* where that maximum is; -1 in a row of NaN and -inf */
+    double dot;     /* sum of coefficients × (max - x), before logit_scale */
+    double weight;  /* sum of the coefficients */
+} RowStats;
+
+/* How the coefficients of the classes are given. */
+enum { NONE, UNIFORM, ARRAY };
+
+/* One row of logits as the kernels see it: `direct` in memory, or fetched block by block. */
+typedef struct {
+    const FxCall *call;
+    FxScratch *scratch;
+    const char *x;    /* first class */
+    const char *q;    /* class probabilities, or NULL */
+    int direct;       /* contiguous, native, aligned or not, no transform */
+} Row;
+
+/* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
+static FX_NOINLINE void row_transform(const FxCall *call, FxScratch *s, int64_t n, int with_slope) {
+    R *z = (R *)s->fetch, *slope = (R *)s->slope;
+    for (int64_t i = n; i < n + LANES && i < FX_BLOCK; i++) z[i] = 0;
+    for (int64_t i = 0; i < n; i += LANES) {
+        V d, y = transform(call, v_loadr(z + i), &d);
+        v_storer(z + i, y);
+        if (with_slope) v_storer(slope + i, d);
+    }
+}
+
+static FX_INLINE const char *row_block(const Row *row, int64_t c0, int64_t n, int with_slope) {
+    const FxOperand *x = &row->call->operand[FX_X];
+    if (row->direct) return row->x + c0 * SIZE;
+    FETCH((R *)row->scratch->fetch, row->x + c0 * x->class_stride, x->dtype, x->swapped, x->class_stride, n);
+    if (row->call->transform) row_transform(row->call, row->scratch, n, with_slope);
+    return (const char *)row->scratch->fetch;
+}
+
+/* Coefficients of a block of classes: class weights for smoothing, or w·((1-e)·q + e/C). */
+static FX_NOINLINE const R *row_coefficients(const Row *row, int64_t c0, int64_t n) {
+    const FxCall *call = row->call;
+    const R *w = call->class_weight ? (const R *)call->class_weight_r + c0 : NULL;
+    if (!row->q) return w;
+    R *c = (R *)row->scratch->coefficient;
+    const FxOperand *y = &call->operand[FX_Y];
+    FETCH(c, row->q + c0 * y->class_stride, y->dtype, y->swapped, y->class_stride, n);
+    const R keep = (R)(1 - call->smoothing), spread = (R)(call->smoothing / (double)call->classes);
+    for (int64_t i = 0; i < n; i++) {
+        R a = call->smoothing != 0 ? keep * c[i] + spread : c[i];
+        c[i] = w ? a * w[i] : a;
+    }
+    return c;
+}
+
+static FX_INLINE V row_load(const char *p, int64_t i, int direct) {
+    return direct || STORAGE_IS_REAL ? v_load(p + i * SIZE) : v_loadr((const R *)p + i);
+}
+static FX_INLINE V row_load_tail(const char *p, int64_t i, int n, V fill, int direct) {
+    if (direct || STORAGE_IS_REAL) return v_load_tail(p + i * SIZE, n, fill);
+    return v_select(v_first(n), v_loadr((const R *)p + i), fill);
+}
+
+/* The group of vectors at i, a ragged one filled up with -inf. */
+static FX_INLINE void row_group(V v[4], const char *p, int64_t i, int64_t n, int direct) {
+    const V fill = v_set1(-(R)INFINITY);
+    if (i + GROUP <= n) {
+        FX_UNROLL for (int u = 0; u < 4; u++) v[u] = row_load(p, i + u * LANES, direct);
+    } else {
+        FX_UNROLL for (int u = 0; u < 4; u++) {
+            int64_t left = n - i - u * LANES;
+            v[u] = left >= LANES ? row_load(p, i + u * LANES, direct)
+                   : left > 0    ? row_load_tail(p, i + u * LANES, (int)left, fill, direct)
+                                 : fill;
+        }
+    }
+}
+
+/* The largest of a block, and each group's largest. NaN is passed over: the sum will show it. */
+static FX_INLINE R row_max(V groups[], const char *p, int64_t n, int direct) {
+    V best = v_set1(-(R)INFINITY), v[4];
+    int64_t i = 0, g = 0;
+    for (; i + GROUP <= n; i += GROUP, g++) {
+        row_group(v, p, i, n, direct);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+    }
+    if (i < n) {
+        row_group(v, p, i, n, direct);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+    }
+    return v_hmax(best);
+}
+
+/* Where the value is, for a block whose groups' maxima are known; -1 if nowhere (NaN hides it). */
+static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct) {
+    V v[4], wanted = v_set1(value);
+    for (int64_t g = 0; g * GROUP < n; g++) {
+        if (!v_any(v_eq(groups[g], wanted))) continue;
+        row_group(v, p, g * GROUP, n, direct);
+        for (int u = 0; u < 4; u++) {
+            unsigned bits = v_bits(v_eq(v[u], wanted));
+            if (bits && g * GROUP + u * LANES + FX_CTZ(bits) < n) return g * GROUP + u * LANES + FX_CTZ(bits);
+        }
+    }
+    return -1;
+}
+
+/* Sums over a block: of exp(scale·(x - reference)) but for the class `skip`, of coefficient × (reference - x), and of the
+ * coefficients. */
+static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int kind,
+                                const R *coefficient, double *dot, double *weight) {
+    const V r = v_set1(reference), zero = v_set1(0);
+    V sum[2] = {zero, zero}, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
+    for (int64_t i = 0, g = 0; i < n; i += GROUP, g ^= 1) {
+        if (direct)
+            for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
+        row_group(v, p, i, n, direct);
+        FX_UNROLL for (int u = 0; u < 4; u++) {
+            v[u] = v_sub(v[u], r);
+            e[u] = v_exp(v[u], k);
+        }
+        if ((uint64_t)(skip - i) < GROUP)
+            FX_UNROLL for (int u = 0; u < 4; u++)
+                e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
+        sum[g] = v_add(sum[g], v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
+        if (kind == NONE) continue;
+        FX_UNROLL for (int u = 0; u < 4; u++) {
+            int64_t left = n - i - u * LANES;
+            V c = v_set1(1), d = v[u];
+            if (kind == ARRAY) {
+                c = left >= LANES ? v_loadr(coefficient + i + u * LANES)
+                    : left > 0    ? v_load_tail_r(coefficient + i + u * LANES, (int)left, zero)
+                                  : zero;
+                mass = v_add(mass, c);
+                d = v_drop(v_eq(c, zero), d); /* a coefficient of 0 makes 0 of anything */
+            } else if (left < LANES) {
+                d = left > 0 ? v_keep(v_first((int)left), d) : zero;
+            }
+            moment[u & 1] = v_fnma(c, d, moment[u & 1]);
+        }
+    }
+    if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));
+    if (kind != NONE) *weight += kind == ARRAY ? v_hsum(mass) : (double)n;
+    return v_hsum(v_add(sum[0], sum[1]));
+}
+
+static FX_NOINLINE int row_has_nan(const Row *row) {
+    const FxOperand *x = &row->call->operand[FX_X];
+    R v;
+    for (int64_t c = 0; c < row->call->classes; c++) {
+        FETCH(&v, row->x + c * x->class_stride, x->dtype, x->swapped, x->class_stride, 1);
+        if (v != v) return 1;
+    }
+    return 0;
+}
+
+static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, int kind) {
+    const double scale = row->call->transform ? 1 : row->call->logit_scale;
+    const int64_t classes = row->call->classes;
+    const ExpScale k = exp_scale(scale);
+    const R slack = (R)(1 / scale);
+    V groups[FX_BLOCK / GROUP];
+    R max = -(R)INFINITY, reference = max;
+    int64_t argmax = -1;
+    double total = 0, lost = 0, dot = 0, weight = 0;
+    for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
+        int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK, skip = -1;
+        const char *p = row_block(row, c0, n, 0);
+        R top = row_max(groups, p, n, direct);
+        if (top > max) {
+            /* The former maximum joins the rest, the new one leaves it. */
+            if (argmax >= 0) total += fx_exp(scale * ((double)max - (double)reference));
+            skip = row_find(groups, top, p, n, direct);
+            argmax = skip >= 0 ? c0 + skip : -1;
+            if (!(top - reference <= slack)) {
+                if (reference > -(R)INFINITY) {
+                    double up = (double)top - (double)reference, shrink = fx_exp(-scale * up);
+                    total *= shrink;
+                    lost *= shrink;
+                    if (kind != NONE) dot += up * weight;
+                }
+                reference = top;
+            }
+            max = top;
+        }
+        const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
+        R r = reference > -(R)INFINITY ? reference : 0;
+        double add = row_sum(p, n, r, k, skip, direct, kind, c, &dot, &weight), sum = total + add;
+        lost += (total > add ? (total - sum) + add : (add - sum) + total); /* Neumaier */
+        total = sum;
+    }
+    total += lost;
+    if (max == (R)INFINITY) total = row_has_nan(row) ? (double)NAN : 0; /* inf - inf was NaN as well */
+    if (max > reference) total *= fx_exp(scale * ((double)reference - (double)max));
+    if (kind != NONE && max > reference) dot += ((double)max - (double)reference) * weight;
+    *out = (RowStats){.max = max, .rest = total, .argmax = argmax, .dot = dot, .weight = weight};
+}
+
+static FX_INLINE void row_forward(const Row *row, int kind, RowStats *out) {
+    if (row->direct) {
+        if (kind == NONE) row_forward_as(row, out, 1, NONE);
+        else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM);
+        else row_forward_as(row, out, 1, ARRAY);
+    } else {
+        if (kind == NONE) row_forward_as(row, out, 0, NONE);
+        else if (kind == UNIFORM) row_forward_as(row, out, 0, UNIFORM);
+        else row_forward_as(row, out, 0, ARRAY);
+    }
+}
+
+/* What is written over the classes: factor·exp(z - max) - spread·coefficient (gradient, softmax), but `value` at the
+ * class `at` (the target, or the maximum), whose accurate form is another; or (z - max) - shift (log-softmax). */
+typedef struct {
+    R max;
+    double factor, spread, shift, value;
+    int64_t at;
+    int kind, logarithm;
+} RowWrite;
+
+static FX_INLINE V row_value(V x, V max, V factor, V spread, V c, ExpScale k, int kind, int logarithm) {
+    if (logarithm) return v_fms(v_sub(x, max), factor, spread);
+    V y = v_mul(factor, v_exp(v_sub(x, max), k));
+    if (kind == UNIFORM) y = v_sub(y, spread);
+    if (kind == ARRAY) y = v_fnma(spread, c, y);
+    return y;
+}
+
+/* n classes from p to `to`: storage type to storage type, or (packed) compute type to compute type. */
+static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p, char *to, int64_t n, int64_t at,
+                                    const R *coefficient, int direct, int stream, int kind, int logarithm) {
+    const V max = v_set1(w->max), factor = v_set1((R)w->factor), none = v_set1(0);
+    const V spread = v_set1((R)(logarithm ? w->shift : w->spread)), value = v_set1((R)w->value);
+    const int size = direct || STORAGE_IS_REAL ? SIZE : (int)sizeof(R);
+    int64_t i = 0;
+    int head = 0;
+    if (stream) head = (int)((uintptr_t)-(uintptr_t)to % (LANES * SIZE) / SIZE);
+    while (i < n) {
+        V y[4], c = none;
+        if (i >= head && i + GROUP <= n) {
+            FX_UNROLL for (int u = 0; u < 4; u++) {
+                if (kind == ARRAY) c = v_loadr(coefficient + i + u * LANES);
+                y[u] = row_value(row_load(p, i + u * LANES, direct), max, factor, spread, c, k, kind, logarithm);
+            }
+            if ((uint64_t)(at - i) < GROUP)
+                FX_UNROLL for (int u = 0; u < 4; u++)
+                    y[u] = v_select(v_eq(v_iota(), v_set1((R)(at - i - u * LANES))), value, y[u]);
+            FX_UNROLL for (int u = 0; u < 4; u++) {
+                char *slot = to + (i + u * LANES) * size;
+                if (stream) v_stream(slot, y[u]);
+                else if (direct || STORAGE_IS_REAL) v_store(slot, y[u]);
+                else v_storer(slot, y[u]);
+            }
+            i += GROUP;
+            continue;
+        }
+        int m = i < head ? head : LANES;
+        if (m > n - i) m = (int)(n - i);
+        V x = m == LANES ? row_load(p, i, direct) : row_load_tail(p, i, m, max, direct);
+        if (kind == ARRAY) c = v_load_tail_r(coefficient + i, m, none);
+        V one = row_value(x, max, factor, spread, c, k, kind, logarithm);
+        if ((uint64_t)(at - i) < (uint64_t)m) one = v_select(v_eq(v_iota(), v_set1((R)(at - i))), value, one);
+        if (!direct && !STORAGE_IS_REAL) v_storer(to + i * size, one);
+        else if (m == LANES) v_store(to + i * size, one);
+        else v_store_tail(to + i * size, one, m);
+        i += m;
+    }
+}
+
+static FX_INLINE void row_write_kind(const RowWrite *w, ExpScale k, const char *p, char *to, int64_t n, int64_t at,
+                                     const R *c, int direct, int stream) {
+    if (w->logarithm) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 1);
+    else if (w->kind == NONE) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 0);
+    else if (w->kind == UNIFORM) row_write_run(w, k, p, to, n, at, c, direct, stream, UNIFORM, 0);
+    else row_write_run(w, k, p, to, n, at, c, direct, stream, ARRAY, 0);
+}
+
+/* dy/dx = dy/dz · dz/dx for a block of transformed logits, in place. */
+static FX_NOINLINE void row_chain(R *y, const R *slope, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] *= slope[i];
+}
+
+static void row_write(const Row *row, const RowWrite *w, char *to) {
+    const FxCall *call = row->call;
+    const FxOperand *out = &call->operand[FX_OUT];
+    const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
+    const int64_t classes = call->classes;
+    const int contiguous = out->class_stride == SIZE && out->dtype == STORAGE;
+    if (row->direct && contiguous) {
+        int stream = call->stream && (uintptr_t)to % SIZE == 0;
+        int64_t step = w->kind == ARRAY && row->q ? FX_BLOCK : classes;
+        for (int64_t c0 = 0; c0 < classes; c0 += step) {
+            int64_t n = classes - c0 < step ? classes - c0 : step;
+            const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
+            if (stream) row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 1);
+            else row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 0);
+        }
+        return;
+    }
+    const int chain = call->transform && call->operation <= FX_OP_GRAD;
+    for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
+        int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK;
+        R *y = (R *)row->scratch->emit;
+        const char *p = row_block(row, c0, n, chain);
+        if (row->direct && !STORAGE_IS_REAL) {
+            FETCH((R *)row->scratch->fetch, p, STORAGE, 0, SIZE, n);
+            p = (const char *)row->scratch->fetch;
+        }
+        const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
+        row_write_kind(w, k, p, (char *)y, n, w->at - c0, c, 0, 0);
+        if (chain) row_chain(y, (const R *)row->scratch->slope, n);
+        EMIT(to + c0 * out->class_stride, out->dtype, out->class_stride, y, n);
+    }
+}

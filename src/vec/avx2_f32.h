@@ -1,0 +1,128 @@
+/* AVX2 with FMA and F16C, float32 arithmetic: 8 lanes. See README.md for the names. */
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef float R;
+typedef __m256 V;
+typedef __m256 M; /* all ones or all zeros in each lane */
+enum { LANES = 8 };
+
+/* 2^n is made by moving n + 127 into the exponent, so n stops at -126: what lies lower is flushed to 0. */
+#define EXP_LOWEST (-87.336f)
+enum { EXP_FLUSHES = 1 };
+
+static inline V v_set1(R a) { return _mm256_set1_ps(a); }
+static inline V v_loadr(const void *p) { return _mm256_loadu_ps(p); }
+static inline void v_storer(void *p, V a) { _mm256_storeu_ps(p, a); }
+static inline V v_iota(void) { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+
+static inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
+static inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
+static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
+static inline V v_div(V a, V b) { return _mm256_div_ps(a, b); }
+static inline V v_abs(V a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline V v_round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+static inline V v_fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
+static inline V v_fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
+static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
+
+static inline M v_lt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+static inline M v_eq(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+static inline V v_select(M k, V a, V b) { return _mm256_blendv_ps(b, a, k); }
+static inline V v_keep(M k, V a) { return _mm256_and_ps(k, a); }
+static inline V v_drop(M k, V a) { return _mm256_andnot_ps(k, a); }
+static inline int v_any(M k) { return _mm256_movemask_ps(k) != 0; }
+static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_ps(k); }
+static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
+
+static inline V v_scale2(V p, V n) {
+    __m256i k = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(p, _mm256_castsi256_ps(k));
+}
+static inline V v_frexp(V x, V *e) {
+    /* Exponents counted from 0.75 rather than from 1: within [0.75, 1.5). */
+    __m256i u = _mm256_sub_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(0x3f400000));
+    *e = _mm256_cvtepi32_ps(_mm256_srai_epi32(u, 23));
+    u = _mm256_add_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x007fffff)), _mm256_set1_epi32(0x3f400000));
+    return _mm256_castsi256_ps(u);
+}
+
+static inline R v_hmax(V a) {
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+static inline double v_hsum(V a) {
+    __m256d b = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+    __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}
+
+static inline void v_transpose(V r[8]) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            __m256d a = _mm256_castps_pd(t[i + j]), b = _mm256_castps_pd(t[i + 2 + j]);
+            r[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            r[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x20);
+        t[4 + j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x31);
+    }
+    for (int j = 0; j < 8; j++) r[j] = t[j];
+}
+
+static inline __m256i v_tail_mask(int n) { return _mm256_castps_si256(v_first(n)); }
+static inline V v_load_f32(const char *p) { return _mm256_loadu_ps((const float *)p); }
+static inline V v_load_tail_f32(const char *p, int n, V fill) {
+    return v_select(v_first(n), _mm256_maskload_ps((const float *)p, v_tail_mask(n)), fill);
+}
+static inline void v_store_f32(char *p, V a) { _mm256_storeu_ps((float *)p, a); }
+static inline void v_store_tail_f32(char *p, V a, int n) { _mm256_maskstore_ps((float *)p, v_tail_mask(n), a); }
+static inline void v_stream_f32(char *p, V a) { _mm256_stream_ps((float *)p, a); }
+
+/* Tails of the half types pass through a small buffer: AVX2 masks no 16-bit lanes. */
+static inline __m128i v_tail_halves(const char *p, int n) {
+    char b[16] = {0};
+    for (int i = 0; i < 2 * n; i++) b[i] = p[i];
+    return _mm_loadu_si128((const __m128i *)b);
+}
+static inline void v_put_halves(char *p, __m128i h, int n) {
+    char b[16];
+    _mm_storeu_si128((__m128i *)b, h);
+    for (int i = 0; i < 2 * n; i++) p[i] = b[i];
+}
+
+static inline V v_widen_bf16(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+static inline __m128i v_narrow_bf16(V a) {
+    __m256i u = _mm256_castps_si256(a);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+static inline V v_load_bf16(const char *p) { return v_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
+static inline V v_load_tail_bf16(const char *p, int n, V fill) {
+    return v_select(v_first(n), v_widen_bf16(v_tail_halves(p, n)), fill);
+}
+static inline void v_store_bf16(char *p, V a) { _mm_storeu_si128((__m128i *)p, v_narrow_bf16(a)); }
+static inline void v_store_tail_bf16(char *p, V a, int n) { v_put_halves(p, v_narrow_bf16(a), n); }
+static inline void v_stream_bf16(char *p, V a) { _mm_stream_si128((__m128i *)p, v_narrow_bf16(a)); }
+
+static inline __m128i v_narrow_f16(V a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V v_load_f16(const char *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline V v_load_tail_f16(const char *p, int n, V fill) {
+    return v_select(v_first(n), _mm256_cvtph_ps(v_tail_halves(p, n)), fill);
+}
+static inline void v_store_f16(char *p, V a) { _mm_storeu_si128((__m128i *)p, v_narrow_f16(a)); }
+static inline void v_store_tail_f16(char *p, V a, int n) { v_put_halves(p, v_narrow_f16(a), n); }
+static inline void v_stream_f16(char *p, V a) { _mm_stream_si128((__m128i *)p, v_narrow_f16(a)); }

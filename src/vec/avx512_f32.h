@@ -1,0 +1,119 @@
+/* AVX-512 (F, BW, DQ, VL, CD), float32 arithmetic: 16 lanes. See README.md for the names. */
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef float R;
+typedef __m512 V;
+typedef __mmask16 M;
+enum { LANES = 16 };
+
+/* 2^-151.5 rounds to 0 in scalef, so -inf needs no case of its own. */
+#define EXP_LOWEST (-105.0f)
+enum { EXP_FLUSHES = 0 };
+
+static inline V v_set1(R a) { return _mm512_set1_ps(a); }
+static inline V v_loadr(const void *p) { return _mm512_loadu_ps(p); }
+static inline void v_storer(void *p, V a) { _mm512_storeu_ps(p, a); }
+static inline V v_iota(void) { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+static inline V v_add(V a, V b) { return _mm512_add_ps(a, b); }
+static inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
+static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
+static inline V v_div(V a, V b) { return _mm512_div_ps(a, b); }
+static inline V v_abs(V a) { return _mm512_abs_ps(a); }
+static inline V v_round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+static inline V v_fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
+static inline V v_fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
+
+static inline M v_lt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static inline M v_eq(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_ps(k, b, a); }
+static inline V v_keep(M k, V a) { return _mm512_maskz_mov_ps(k, a); }
+static inline V v_drop(M k, V a) { return _mm512_maskz_mov_ps((M)~k, a); }
+static inline int v_any(M k) { return k != 0; }
+static inline unsigned v_bits(M k) { return k; }
+static inline M v_first(int n) { return (M)((1u << n) - 1u); }
+
+static inline V v_scale2(V p, V n) { return _mm512_scalef_ps(p, n); }
+static inline V v_frexp(V x, V *e) {
+    /* Within [0.75, 1.5), which the logarithm's polynomial allows for. */
+    V m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+    V b = _mm512_getexp_ps(x);
+    *e = _mm512_mask_add_ps(b, _mm512_cmp_ps_mask(m, v_set1(1), _CMP_LT_OQ), b, v_set1(1));
+    return m;
+}
+
+static inline R v_hmax(V a) {
+    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+static inline double v_hsum(V a) {
+    __m512d s =
+        _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+    __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(s), _mm512_extractf64x4_pd(s, 1));
+    __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(c, _mm_unpackhi_pd(c, c)));
+}
+
+static inline void v_transpose(V r[16]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
+            r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            t[i + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0x88);
+            t[i + 4 + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+    }
+}
+
+static inline V v_load_f32(const char *p) { return _mm512_loadu_ps(p); }
+static inline V v_load_tail_f32(const char *p, int n, V fill) { return _mm512_mask_loadu_ps(fill, v_first(n), p); }
+static inline void v_store_f32(char *p, V a) { _mm512_storeu_ps(p, a); }
+static inline void v_store_tail_f32(char *p, V a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
+static inline void v_stream_f32(char *p, V a) { _mm512_stream_ps((float *)p, a); }
+
+static inline V v_widen_bf16(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+/* Round to nearest even by hand: the bf16 instruction flushes subnormals. */
+static inline __m256i v_narrow_bf16(V a) {
+    __m512i u = _mm512_castps_si512(a);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+static inline V v_load_bf16(const char *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+static inline V v_load_tail_bf16(const char *p, int n, V fill) {
+    M k = v_first(n);
+    return _mm512_mask_blend_ps(k, fill, v_widen_bf16(_mm256_maskz_loadu_epi16(k, p)));
+}
+static inline void v_store_bf16(char *p, V a) { _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(a)); }
+static inline void v_store_tail_bf16(char *p, V a, int n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_bf16(a)); }
+static inline void v_stream_bf16(char *p, V a) { _mm256_stream_si256((__m256i *)p, v_narrow_bf16(a)); }
+
+static inline __m256i v_narrow_f16(V a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V v_load_f16(const char *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline V v_load_tail_f16(const char *p, int n, V fill) {
+    M k = v_first(n);
+    return _mm512_mask_blend_ps(k, fill, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(k, p)));
+}
+static inline void v_store_f16(char *p, V a) { _mm256_storeu_si256((__m256i *)p, v_narrow_f16(a)); }
+static inline void v_store_tail_f16(char *p, V a, int n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_f16(a)); }
+static inline void v_stream_f16(char *p, V a) { _mm256_stream_si256((__m256i *)p, v_narrow_f16(a)); }

@@ -1,0 +1,3 @@
+/* What any processor runs: one lane. */
+#define FX_ISA baseline
+#include "scalar.h"
