@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, mode: str, folder: Path) -> dict[str, Any]:
     if backend != os.environ.get("FASTXENT_BACKEND", "native"):
         raise ValueError(f"fastxent in {Path(fastxent.__file__).parent} runs on {backend}: first pip install -e .")
     threads = options.threads or fastxent.get_num_threads()
-    subject = Fastxent(threads)
+    subject = Fastxent(options.threads or 0)
     peers, absent = load(names(options.against), threads)
     context = Context(subject, peers, threads, EFFORTS[mode], PLANS[mode])
     jobs = [job for name in chosen(options) for job in SUITES[name](context)]

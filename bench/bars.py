@@ -101,9 +101,9 @@ def gradient_share(records: list[Record]) -> Iterator[Check]:
 
 
 def few_classes(records: list[Record]) -> Iterator[Check]:
-    for record in of(records, "few", operation="forward"):
+    for record in of(records, "few", "sizes", operation="forward"):
         n, classes = record["case"]["shape"]
-        if n * classes < FEW_ELEMENTS:
+        if n * classes < FEW_ELEMENTS or classes > 64 or record["case"]["dtype"] != "float32":
             continue
         group, bound = ("16 to 64", 0.6) if classes >= 16 else ("below 16", 0.5)
         if value := share(record):

@@ -79,7 +79,8 @@ class Data:
         rng = np.random.default_rng(zlib.crc32(case.name.encode()))
         axis = case.axis % len(case.shape)
         positions = case.shape[:axis] + case.shape[axis + 1 :]
-        self.logits = 2 * rng.standard_normal(case.shape, dtype=np.float32)
+        self.logits = rng.standard_normal(case.shape, dtype=np.float32)
+        self.logits *= 2
         self.logits = self.logits.astype(dtype_of(case.dtype), copy=False)
         self.lengths: np.ndarray[Any, Any] | None = None
         self.mask: np.ndarray[Any, Any] | None = None
@@ -119,13 +120,13 @@ class Data:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that a loss cannot do without: the logits and targets."""
-        return int(self.logits.nbytes + self.targets.nbytes)
+        """Bytes that a loss cannot do without: the logits of valid positions, and the targets."""
+        return int(self.logits.nbytes * self.valid_fraction) + int(self.targets.nbytes)
 
     @property
     def bytes_both(self) -> int:
-        """Bytes that loss and gradient cannot do without: logits read, gradient written."""
-        return 2 * int(self.logits.nbytes)
+        """Bytes that loss and gradient cannot do without: logits of valid positions read, the gradient written."""
+        return int(self.logits.nbytes * self.valid_fraction) + int(self.logits.nbytes)
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

@@ -23,7 +23,7 @@ LIMITS = ("read", "copy")
 
 @dataclass
 class Context:
-    """What every suite needs. `bandwidth` is None without a C compiler."""
+    """What every suite needs. `threads` is everybody's number; `bandwidth` is None without a C compiler."""
 
     subject: Peer
     peers: list[Peer]
@@ -40,17 +40,21 @@ class Context:
 
 @dataclass
 class Entry:
-    """A contestant: a label, and the call of a peer on some data."""
+    """A contestant: a label, the calls of a peer on some data, and the oracle of that data."""
 
     label: str
     peer: Peer
-    data: Data
+    oracle: Oracle
     calls: Calls
+
+    @property
+    def data(self) -> Data:
+        return self.oracle.data
 
 
 def entries(peers: list[Peer], data: Data) -> tuple[list[Entry], dict[str, str]]:
     """The peers that can do something with the data; and the errors of those that should and could not."""
-    able, failed = [], {}
+    able, failed, oracle = [], {}, Oracle(data)
     for peer in peers:
         try:
             calls = peer.calls(data)
@@ -58,7 +62,7 @@ def entries(peers: list[Peer], data: Data) -> tuple[list[Entry], dict[str, str]]
             failed[peer.name] = f"{type(error).__name__}: {error}"[:300]
         else:
             if calls:
-                able.append(Entry(peer.name, peer, data, calls))
+                able.append(Entry(peer.name, peer, oracle, calls))
     return able, failed
 
 
@@ -68,14 +72,12 @@ def contest(
     """Check the answers of the entries that know the operation, then race them, with the limits if wanted."""
     samplers: dict[str, Sampler] = {}
     answers: dict[str, dict[str, Any]] = {}
-    oracles: dict[int, Oracle] = {}
     for entry in field:
         if operation not in entry.calls:
             continue
-        oracle = oracles.setdefault(id(entry.data), Oracle(entry.data))
         call = entry.calls[operation]
         try:
-            answers[entry.label] = checked(oracle, operation, entry.peer.answer(call(), entry.data))
+            answers[entry.label] = checked(entry.oracle, operation, entry.peer.answer(call(), entry.data))
         except Exception as error:
             answers[entry.label] = {"error": f"{type(error).__name__}: {error}"[:300]}
             continue

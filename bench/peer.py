@@ -50,7 +50,7 @@ class Peer:
 
 
 class Fastxent(Peer):
-    """The public functions. Options are passed only where a case has them, as a user would."""
+    """The public functions. Options are passed only where a case has them, as users do; 0 threads: its own choice."""
 
     name = distribution = "fastxent"
 

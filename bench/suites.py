@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from .answers import Oracle
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
 from .measure import local, race
@@ -104,10 +105,9 @@ def activations(context: Context) -> Iterator[Job]:
 
 
 def small(context: Context) -> Iterator[Job]:
-    """What a call costs. fastxent alone and without an option, so that nothing but the call is timed."""
-    lone = dataclasses.replace(context, subject=Fastxent(0))
+    """What a call costs."""
     for shape in context.plan.small:
-        yield job(lone, "small", Case(shape), "forward", "both", "given", peers=[])
+        yield job(context, "small", Case(shape), "forward", "both", "given", peers=[])
 
 
 def layout(context: Context) -> Iterator[Job]:
@@ -121,7 +121,7 @@ def layout(context: Context) -> Iterator[Job]:
         able, failed = entries(
             [context.subject, *(peer for peer in context.aside if peer.name in ("torch", "compile", "jax"))], data
         )
-        able.append(Entry("last axis", context.subject, moved, context.subject.calls(moved)))
+        able.append(Entry("last axis", context.subject, Oracle(moved), context.subject.calls(moved)))
         records = [
             contest(context, "layout", case, operation, able, True) for operation in ("forward", "given", "both")
         ]
@@ -138,10 +138,10 @@ def masks(context: Context) -> Iterator[Job]:
     """Time against the fraction of valid positions, beside the same call with all of them."""
 
     def run(full: Case, padding: str) -> list[Record]:
-        able = [Entry("full", context.subject, data := full.make(), context.subject.calls(data))]
+        able = [Entry("full", context.subject, Oracle(data := full.make()), context.subject.calls(data))]
         for valid in context.plan.fractions:
             data = dataclasses.replace(full, padding=padding, valid=valid).make()
-            able.append(Entry(f"{padding} {valid:g}", context.subject, data, context.subject.calls(data)))
+            able.append(Entry(f"{padding} {valid:g}", context.subject, Oracle(data), context.subject.calls(data)))
         records = [contest(context, "masks", full, operation, able) for operation in ("forward", "given")]
         return [record | {"name": f"{full.name} {padding}"} for record in records]
 
@@ -188,7 +188,7 @@ def isa(context: Context) -> Iterator[Job]:
                         case=dataclasses.asdict(case),
                         operation=operation,
                         peer="fastxent",
-                        threads=context.threads,
+                        threads=context.subject.threads,
                     )
                     answers[name]["config"] = worker.ask("config")
                 except RuntimeError as error:
@@ -214,7 +214,7 @@ def gemm(context: Context) -> Iterator[Job]:
         a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
         b, out = a.T.copy(), np.empty_like(a)
         product = partial(np.matmul, a, b, out=out)
-        call, lone = (Fastxent(n).calls(data)["forward"] for n in (context.threads, 1))
+        call, lone = (peer.calls(data)["forward"] for peer in (context.subject, Fastxent(1)))
         samplers = {"alone": local(product), "after": local(product, call), "after one thread": local(product, lone)}
         return [finish("gemm", case.name, f"matmul {size}", race(samplers, context.effort))]
 
