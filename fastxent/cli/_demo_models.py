@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-import fastxent
-
 Tokens = NDArray[np.uint8]
 Lengths = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -69,8 +67,9 @@ class Network:
         grad = logits_grad.reshape(-1, self.n_symbols)
         hidden_grad = (grad @ self.out_weight.T) * (1 - self.hidden**2)
         inputs_grad = (hidden_grad @ self.weight.T).reshape(-1, self.WIDTH)
-        used = fastxent.one_hot(self.contexts.reshape(-1), self.n_symbols)
-        grads = [used.T @ inputs_grad, self.inputs.T @ hidden_grad, hidden_grad.sum(0)]
+        symbols = self.contexts.reshape(-1)
+        embedding_grad = [np.bincount(symbols, column, self.n_symbols) for column in inputs_grad.T]
+        grads = [np.transpose(embedding_grad), self.inputs.T @ hidden_grad, hidden_grad.sum(0)]
         grads += [self.hidden.T @ grad, grad.sum(0)]
         for parameter, velocity, parameter_grad in zip(self.parameters, self.velocities, grads, strict=True):
             velocity *= momentum

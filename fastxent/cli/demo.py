@@ -20,12 +20,12 @@ HELP = "masked loss, perplexity and training on real text, in a few seconds"
 
 ROUNDS = 7
 BATCH = 16
-RATE = 0.7
+RATE = 0.8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fastxent demo``."""
-    parser.add_argument("--steps", type=_count, default=400, metavar="N", help="steps of the descent (default 400)")
+    parser.add_argument("--steps", type=_count, default=300, metavar="N", help="steps of the descent (default 300)")
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of split and network (default 0)")
 
 
@@ -84,7 +84,7 @@ def train(training: list[str], held_out: list[str], trigram_loss: float, steps: 
     training_batches, held_out_batches = batches(training, BATCH), batches(held_out, 4 * BATCH)
     say(f"2. Train a network of {sum(parameter.size for parameter in network.parameters)} parameters on the other "
         f"sentences, from a random start:\n"
-        f"   {steps} steps of gradient descent with cross_entropy_and_grad, {BATCH} sentences each\n")
+        f"   {steps} steps of gradient descent with momentum by cross_entropy_and_grad, {BATCH} sentences each\n")
     say(f"   {'step':>6}{'held-out loss':>16}{'perplexity':>13}")
     loss = report(0, network, held_out_batches)
     reported = {round(steps * quarter / 4) for quarter in (1, 2, 3, 4)}
@@ -103,7 +103,8 @@ def train(training: list[str], held_out: list[str], trigram_loss: float, steps: 
             loss = report(step, network, held_out_batches)
     say(f"\n   {total:.1f} s of training, {inside:.2f} s of it in cross_entropy_and_grad; the rest is NumPy.")
     where = "below" if loss < trigram_loss else "above"
-    say(f"   It ends {where} the trigrams, {loss:.4f} against {trigram_loss:.4f}; it sees six symbols, they see two.")
+    say(f"   It ends {where} the trigrams, {loss:.4f} against {trigram_loss:.4f}; "
+        f"it sees {network.CONTEXT} symbols, they see 2.")
 
 
 def report(step: int, network: Network, held_out: list[tuple[Tokens, Lengths]]) -> float:
