@@ -1,15 +1,23 @@
-/* exp, log1p and tanh over the vocabulary.
+/* exp, log, log1p and tanh over the vocabulary.
  *
- * exp(k·x) for x <= about 1/k: n = round(x·k·log2 e), f = x·k·log2 e - n by two fused products (k·log2 e is split in a
- * high and a low part, so a scale costs nothing), 2^f by a minimax polynomial, fitted for |f| <= 1/2 with value 1 at 0:
- * worst relative error 2e-9 (degree 6, float32) and 3.4e-18 (degree 11, float64), then 2^n. -inf gives exactly 0, 0 gives
- * exactly 1, NaN stays. log1p(s) for s >= 0: u = 1 + s, log u + (s - (u - 1))/u, where log u = e·ln 2 + log m and
+ * exp(k·x) for x <= about 1/k: with y = x·k·log2 e, n = y rounded to a multiple of 2^-EXP_TABLE_BITS and f = y - n from a
+ * fused product (so that only k·log2 e and x were rounded), 2^n·(1 + f·q(f)). Instruction sets that can look up a table in a
+ * register keep the powers 2^(i/8) or 2^(i/16) there, and q is short. q is a minimax polynomial: the worst relative error
+ * of 1 + f·q(f) is 2e-9, 2.6e-8, 1.6e-9 (float32 with 0, 3, 4 bits) and 3.4e-18, 7e-18 (float64 with 0, 4 bits). -inf gives
+ * exactly 0, 0 gives exactly 1, NaN stays.
+ * log1p(s) for s >= 0: u = 1 + s, log u + (s - (u - 1))/u, where log u = e·ln 2 + log m and
  * log m = f - (f²/2 - w·(f²/2 + R(w²))), f = m - 1, w = f/(2 + f); R is fitted for |w| <= 0.2 to 3e-11 and 2e-17. */
 
 #if FX_REAL_BITS == 32
 static const R exp2_poly[] = {0x1.62e430af23730p-1f, 0x1.ebfbdc3c250d6p-3f,  0x1.c6aee88ec9b69p-5f,
                               0x1.3b2d4cef7c20bp-7f, 0x1.5f3e5369c55f6p-10f, 0x1.41fbc1ca0d261p-13f};
 static const R log_poly[] = {0x1.555554737fb2bp-1f, 0x1.999b88b28b440p-2f, 0x1.23f6542e4f080p-2f, 0x1.ec5887c3512f4p-3f};
+#if EXP_TABLE_BITS == 4
+static const R exp_poly[] = {0x1.62e430p-1f, 0x1.ebfff4p-3f, 0x1.c6ac6ap-5f};
+#elif EXP_TABLE_BITS == 3
+static const R exp_poly[] = {0x1.62e432p-1f, 0x1.ec0c32p-3f, 0x1.c6a004p-5f};
+#endif
+static const R exp_magic = 0x1.8p23f / (1 << EXP_TABLE_BITS);
 static const R ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
 #else
 static const R exp2_poly[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,  0x1.3b2ab6fba011ap-7,
@@ -17,9 +25,21 @@ static const R exp2_poly[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.
                               0x1.b5267d00ef850p-24, 0x1.e61b4fa510fe6p-28, 0x1.e79b8a6429c12p-32};
 static const R log_poly[] = {0x1.5555555555618p-1, 0x1.9999999938519p-2, 0x1.249249896f43cp-2, 0x1.c71c173929bbcp-3,
                              0x1.7471e07d971a6p-3, 0x1.3887a4d8e16d8p-3, 0x1.3950e3ada2c48p-3};
+#if EXP_TABLE_BITS == 4
+static const R exp_poly[] = {0x1.62e42fefa39fdp-1, 0x1.ebfbdff82c554p-3,  0x1.c6b08d6e8b71cp-5,
+                             0x1.3b2ab6fe22366p-7, 0x1.5d89bde47cc7ep-10, 0x1.43081c16ef6fdp-13};
+#endif
+static const R exp_magic = 0x1.8p52 / (1 << EXP_TABLE_BITS);
 static const R ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
 #endif
-enum { EXP_DEGREE = sizeof exp2_poly / sizeof(R), LOG_TERMS = sizeof log_poly / sizeof(R) };
+#if EXP_TABLE_BITS == 0
+#define exp_poly exp2_poly
+#endif
+enum {
+    EXP_TERMS = sizeof exp_poly / sizeof(R),
+    EXP2_TERMS = sizeof exp2_poly / sizeof(R),
+    LOG_TERMS = sizeof log_poly / sizeof(R),
+};
 
 /* a·b - product, exactly, without a fused multiply (Dekker). */
 static inline double product_error(double a, double b, double product) {
@@ -28,7 +48,7 @@ static inline double product_error(double a, double b, double product) {
     return ((ah * bh - product) + ah * bl + al * bh) + al * bl;
 }
 
-/* The constants of exp(scale·x). */
+/* The constants of exp(scale·x); low is what high lacks, for those who cannot fuse. */
 typedef struct {
     V high, low, lowest;
 } ExpScale;
@@ -43,61 +63,50 @@ static FX_INLINE ExpScale exp_scale(double scale) {
     return (ExpScale){v_set1(high), v_set1((R)low), v_set1((R)(EXP_LOWEST / scale))};
 }
 
-/* 2^f - 1 = f·p(f) and n, for x already clamped. */
-static FX_INLINE V exp_reduced(V x, ExpScale k, V *n, V *f) {
-    *n = v_round(v_mul(x, k.high));
-    *f = v_fma(x, k.low, v_fms(x, k.high, *n));
-    V p = v_set1(exp2_poly[EXP_DEGREE - 1]);
-    FX_UNROLL for (int i = EXP_DEGREE - 2; i >= 0; i--) p = v_fma(p, *f, v_set1(exp2_poly[i]));
-    return p;
-}
-
 static FX_INLINE V v_exp(V x, ExpScale k) {
-    V n, f, p = exp_reduced(v_max(k.lowest, x), k, &n, &f);
-    V e = v_scale2(v_fma(p, f, v_set1(1)), n);
+    const V magic = v_set1(exp_magic);
+    V inside = v_max(k.lowest, x), y = v_fma(inside, k.high, magic), n = v_sub(y, magic);
+    V f = v_fms(inside, k.high, n), q = v_set1(exp_poly[EXP_TERMS - 1]);
+    if (!EXP_FUSED) f = v_add(f, v_mul(inside, k.low));
+    FX_UNROLL for (int i = EXP_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp_poly[i]));
+    V e = v_exp2(y, n, v_mul(f, q));
     return EXP_FLUSHES ? v_drop(v_lt(x, k.lowest), e) : e;
 }
 
-static FX_INLINE V v_log1p(V s) {
-    V u = v_add(v_set1(1), s), e, m = v_frexp(u, &e);
+/* log(2^e·m) + rounding, for m in [0.75, 1.5]. Small parts first: the order keeps the last digit. */
+static FX_INLINE V log_sum(V m, V e, V rounding) {
     V f = v_sub(m, v_set1(1)), w = v_div(f, v_add(v_set1(2), f)), z = v_mul(w, w);
-    V r = v_set1(log_poly[LOG_TERMS - 1]);
+    V r = v_set1(log_poly[LOG_TERMS - 1]), half = v_mul(v_set1((R)0.5), v_mul(f, f));
     FX_UNROLL for (int i = LOG_TERMS - 2; i >= 0; i--) r = v_fma(r, z, v_set1(log_poly[i]));
-    V half = v_mul(v_set1((R)0.5), v_mul(f, f));
-    V rounding = v_div(v_sub(s, v_sub(u, v_set1(1))), u);
-    /* Small parts first: this order is what keeps the last digit. */
     V small = v_fma(w, v_fma(r, z, half), v_fma(e, v_set1(ln2_low), rounding));
     return v_fma(e, v_set1(ln2_high), v_add(f, v_sub(small, half)));
 }
 
-/* log x for any x >= 0, subnormals too: 0 gives -inf, inf gives inf, NaN and negative values NaN. */
-static FX_INLINE V v_log(V x) {
-    const R inf = (R)INFINITY, tiny = FX_REAL_BITS == 32 ? (R)0x1p-126 : (R)0x1p-1022;
-    const R lift = FX_REAL_BITS == 32 ? (R)0x1p30 : (R)0x1p60, lifted = FX_REAL_BITS == 32 ? 30 : 60;
-    M low = v_lt(x, v_set1(tiny));
-    V e, m = v_frexp(v_select(low, v_mul(x, v_set1(lift)), x), &e);
-    e = v_sub(e, v_keep(low, v_set1(lifted)));
-    V f = v_sub(m, v_set1(1)), w = v_div(f, v_add(v_set1(2), f)), z = v_mul(w, w);
-    V r = v_set1(log_poly[LOG_TERMS - 1]);
-    FX_UNROLL for (int i = LOG_TERMS - 2; i >= 0; i--) r = v_fma(r, z, v_set1(log_poly[i]));
-    V half = v_mul(v_set1((R)0.5), v_mul(f, f));
-    V small = v_fma(w, v_fma(r, z, half), v_mul(e, v_set1(ln2_low)));
-    V y = v_fma(e, v_set1(ln2_high), v_add(f, v_sub(small, half)));
-    y = v_select(v_eq(x, v_set1(0)), v_set1(-inf), v_select(v_eq(x, v_set1(inf)), x, y));
-    /* x != x or x < 0: adding x - x would not make a negative NaN. */
-    M ordinary = v_lt(v_set1((R)-1e-45), x);
-    return v_select(v_lt(x, v_set1(0)), v_set1((R)NAN), v_select(ordinary, y, v_add(x, v_set1((R)0))));
+static FX_INLINE V v_log1p(V s) {
+    V u = v_add(v_set1(1), s), e, m = v_frexp(u, &e);
+    return v_select(v_lt(u, v_set1((R)INFINITY)), log_sum(m, e, v_div(v_sub(s, v_sub(u, v_set1(1))), u)), u);
 }
 
-/* tanh u and 1 - tanh² u, each to a few ULP everywhere: t = e^(-2|u|) - 1 without cancellation, tanh = -t/(2 + t). */
+/* log x for any x: of 0 it is -inf, of inf inf, of subnormals as of others, of negative numbers and NaN NaN. */
+static FX_INLINE V v_log(V x) {
+    const V zero = v_set1(0), inf = v_set1((R)INFINITY), nan = v_set1((R)NAN);
+    M low = v_lt(x, v_set1(FX_REAL_BITS == 32 ? (R)0x1p-126 : (R)0x1p-1022));
+    V e, m = v_frexp(v_select(low, v_mul(x, v_set1((R)0x1p60)), x), &e);
+    V y = log_sum(m, v_sub(e, v_keep(low, v_set1(60))), zero);
+    y = v_select(v_eq(x, zero), v_sub(zero, inf), v_select(v_eq(x, inf), inf, y));
+    return v_select(v_lt(x, zero), nan, v_select(v_eq(x, x), y, nan));
+}
+
+/* tanh u and 1 - tanh² u, each to a few ULP everywhere: t = e^(-2|u|) - 1 = 2^n·(2^f - 1) + (2^n - 1) loses nothing for
+ * small u; tanh |u| = -t/(2 + t). */
 static FX_INLINE V v_tanh(V u, V *slope) {
-    ExpScale one = exp_scale(1);
-    V a = v_mul(v_set1((R)-2), v_abs(u)), x = v_max(one.lowest, a), n, f;
-    V p = exp_reduced(x, one, &n, &f), two_n = v_scale2(v_set1(1), n);
-    V t = v_fma(two_n, v_mul(f, p), v_sub(two_n, v_set1(1)));
-    V below = v_add(v_set1(2), t), e = v_add(v_set1(1), t);
-    V small = v_exp(a, one);
-    e = v_select(v_lt(a, v_set1((R)-1)), small, e);
+    const ExpScale one = exp_scale(1);
+    const V two = v_set1(2);
+    V a = v_mul(v_set1(-2), v_abs(u)), x = v_max(one.lowest, a), n = v_round(v_mul(x, one.high));
+    V f = v_add(v_fms(x, one.high, n), v_mul(x, one.low)), q = v_set1(exp2_poly[EXP2_TERMS - 1]);
+    FX_UNROLL for (int i = EXP2_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp2_poly[i]));
+    V power = v_scale2(v_set1(1), n), t = v_fma(power, v_mul(f, q), v_sub(power, v_set1(1)));
+    V e = v_select(v_lt(a, v_set1(-1)), v_exp(a, one), v_add(v_set1(1), t)), below = v_add(two, t);
     *slope = v_div(v_mul(v_set1(4), e), v_mul(below, below));
     V y = v_div(t, below);
     return v_select(v_lt(u, v_set1(0)), y, v_sub(v_set1(0), y));

@@ -121,8 +121,8 @@ static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int6
 static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int kind,
                                 const R *coefficient, double *dot, double *weight) {
     const V r = v_set1(reference), zero = v_set1(0);
-    V sum[2] = {zero, zero}, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
-    for (int64_t i = 0, g = 0; i < n; i += GROUP, g ^= 1) {
+    V even = zero, odd = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
+    for (int64_t i = 0; i < n; i += GROUP) {
         if (direct)
             for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
         row_group(v, p, i, n, direct);
@@ -133,7 +133,10 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
         if ((uint64_t)(skip - i) < GROUP)
             FX_UNROLL for (int u = 0; u < 4; u++)
                 e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
-        sum[g] = v_add(sum[g], v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
+        /* Two sums in turn: half as many roundings in each. */
+        V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
+        even = odd;
+        odd = next;
         if (kind == NONE) continue;
         FX_UNROLL for (int u = 0; u < 4; u++) {
             int64_t left = n - i - u * LANES;
@@ -152,7 +155,7 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
     }
     if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));
     if (kind != NONE) *weight += kind == ARRAY ? v_hsum(mass) : (double)n;
-    return v_hsum(v_add(sum[0], sum[1]));
+    return v_hsum(v_add(even, odd));
 }
 
 static FX_NOINLINE int row_has_nan(const Row *row) {

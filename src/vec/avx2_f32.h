@@ -9,6 +9,8 @@ enum { LANES = 8 };
 
 /* 2^n is made by moving n + 127 into the exponent, so n stops at -126: what lies lower is flushed to 0. */
 #define EXP_LOWEST (-87.336f)
+#define EXP_TABLE_BITS 3
+enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
 
 static inline V v_set1(R a) { return _mm256_set1_ps(a); }
@@ -36,6 +38,15 @@ static inline int v_any(M k) { return _mm256_movemask_ps(k) != 0; }
 static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_ps(k); }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
 
+/* The power's fraction by a permutation (it looks at the last three bits), its exponent from the bits above them. */
+static inline V v_exp2(V y, V n, V r) {
+    const V powers = _mm256_setr_ps(0x1p0f, 0x1.172b84p0f, 0x1.306fe0p0f, 0x1.4bfdaep0f, 0x1.6a09e6p0f, 0x1.8ace54p0f,
+                                    0x1.ae89fap0f, 0x1.d5818ep0f);
+    __m256i i = _mm256_castps_si256(y), t = _mm256_castps_si256(_mm256_permutevar8x32_ps(powers, i));
+    V s = _mm256_castsi256_ps(_mm256_add_epi32(t, _mm256_slli_epi32(_mm256_srai_epi32(i, 3), 23)));
+    (void)n;
+    return v_fma(s, r, s);
+}
 static inline V v_scale2(V p, V n) {
     __m256i k = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(p, _mm256_castsi256_ps(k));

@@ -8,6 +8,8 @@ typedef __m256d M;
 enum { LANES = 4 };
 
 #define EXP_LOWEST (-708.39)
+#define EXP_TABLE_BITS 0
+enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
 
 static inline V v_set1(R a) { return _mm256_set1_pd(a); }
@@ -39,6 +41,10 @@ static inline V v_scale2(V p, V n) {
     __m256i k = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
     k = _mm256_slli_epi64(_mm256_add_epi64(k, _mm256_set1_epi64x(1023)), 52);
     return _mm256_mul_pd(p, _mm256_castsi256_pd(k));
+}
+static inline V v_exp2(V y, V n, V r) {
+    (void)y;
+    return v_scale2(v_add(v_set1(1), r), n);
 }
 static inline V v_frexp(V x, V *e) {
     const __m256i three_quarters = _mm256_set1_epi64x(0x3fe8000000000000);

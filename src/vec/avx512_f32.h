@@ -9,6 +9,8 @@ enum { LANES = 16 };
 
 /* 2^-151.5 rounds to 0 in scalef, so -inf needs no case of its own. */
 #define EXP_LOWEST (-105.0f)
+#define EXP_TABLE_BITS 4
+enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };
 
 static inline V v_set1(R a) { return _mm512_set1_ps(a); }
@@ -36,6 +38,14 @@ static inline int v_any(M k) { return k != 0; }
 static inline unsigned v_bits(M k) { return k; }
 static inline M v_first(int n) { return (M)((1u << n) - 1u); }
 
+/* A permutation looks at the last four bits of each index, scalef at the integral part of n. */
+static inline V v_exp2(V y, V n, V r) {
+    const V powers = _mm512_setr_ps(0x1p0f, 0x1.0b5586p0f, 0x1.172b84p0f, 0x1.2387a6p0f, 0x1.306fe0p0f, 0x1.3dea64p0f,
+                                    0x1.4bfdaep0f, 0x1.5ab07ep0f, 0x1.6a09e6p0f, 0x1.7a1148p0f, 0x1.8ace54p0f,
+                                    0x1.9c4918p0f, 0x1.ae89fap0f, 0x1.c199bep0f, 0x1.d5818ep0f, 0x1.ea4afap0f);
+    V t = _mm512_permutexvar_ps(_mm512_castps_si512(y), powers);
+    return _mm512_scalef_ps(v_fma(t, r, t), n);
+}
 static inline V v_scale2(V p, V n) { return _mm512_scalef_ps(p, n); }
 static inline V v_frexp(V x, V *e) {
     /* Within [0.75, 1.5), which the logarithm's polynomial allows for. */

@@ -11,6 +11,8 @@ typedef int M;
 enum { LANES = 1 };
 
 #define EXP_LOWEST (sizeof(R) == 4 ? (R)-87.336 : (R)-708.39)
+#define EXP_TABLE_BITS 0
+enum { EXP_FUSED = 0 };
 enum { EXP_FLUSHES = 1 };
 
 static inline V v_set1(R a) { return a; }
@@ -74,6 +76,10 @@ static inline V v_frexp(V x, V *e) {
     return v_loadr(&u);
 }
 #endif
+static inline V v_exp2(V y, V n, V r) {
+    (void)y;
+    return v_scale2(v_add(v_set1(1), r), n);
+}
 static inline R v_hmax(V a) { return a; }
 static inline double v_hsum(V a) { return (double)a; }
 static inline void v_transpose(V *r) { (void)r; }
