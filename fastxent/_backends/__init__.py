@@ -1,0 +1,73 @@
+"""The engines that do the arithmetic, and which of them is in use.
+
+An engine is a module with ``NAME``, ``open(plan)`` (see `fastxent._reductions.Call`) and ``describe()``, a
+dictionary with "compiler", "instruction_set" and "instruction_sets". One is chosen by the first call that needs it, so
+that importing the package never fails and a bad environment variable is the error of a call. From then on
+``open_call`` here is that engine's ``open``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import Any
+
+VARIABLE = "FASTXENT_BACKEND"
+ENGINES = {"native": "native_engine", "numba": "numba_engine"}
+
+engine: Any = None  # the module in use; None: none chosen yet
+
+
+def _choose_then_open(plan: Any) -> Any:
+    return chosen().open(plan)
+
+
+open_call: Any = _choose_then_open
+
+
+def chosen() -> Any:
+    """The engine in use; the first time, the one of the environment or the native one."""
+    if engine is None:
+        name = os.environ.get(VARIABLE, "").strip()
+        if name:
+            select(name, f"the environment variable {VARIABLE}")
+        else:
+            _use(_default())
+    return engine
+
+
+def select(name: str, what: str = "the backend") -> None:
+    """Use the engine called `name`; `what` is the thing that named it."""
+    if name not in ENGINES:
+        raise ValueError(f"{what} is {name!r}; expected one of {', '.join(ENGINES)}")
+    _use(_load(name))
+
+
+def _use(module: Any) -> None:
+    global engine, open_call
+    engine, open_call = module, module.open
+
+
+def _load(name: str) -> Any:
+    try:
+        return importlib.import_module(f"{__name__}.{ENGINES[name]}")
+    except ImportError as error:
+        raise ImportError(f"the {name} backend cannot be used: {error}") from error
+
+
+def _default() -> Any:
+    try:
+        return _load("native")
+    except ImportError as native_error:
+        try:
+            module = _load("numba")
+        except ImportError:
+            raise native_error from None
+    warnings.warn(
+        "fastxent's compiled module is missing, so it runs on Numba, which is slower; "
+        "to build the module: pip install . in the source folder, with a C compiler",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+    return module
