@@ -128,13 +128,13 @@ def _padded(array, axis):
 
 def _reversed(array, axis):
     backwards = (slice(None, None, -1),) * array.ndim
-    return np.ascontiguousarray(array[backwards])[backwards]
+    return array[backwards].copy()[backwards]
 
 
 def _reversed_positions(array, axis):
     axis %= array.ndim
     backwards = tuple(slice(None) if i == axis else slice(None, None, -1) for i in range(array.ndim))
-    return np.ascontiguousarray(array[backwards])[backwards]
+    return array[backwards].copy()[backwards]
 
 
 def _unaligned(array, axis):
@@ -172,7 +172,7 @@ def _in_memory_order(place):
         axis %= array.ndim
         order = [i for i in range(array.ndim) if i != axis]
         order.insert(min({"first": 0, "middle": 1, "last": len(order)}[place], len(order)), axis)
-        return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+        return array.transpose(order).copy().transpose(np.argsort(order))
 
     return lay
 
@@ -281,6 +281,7 @@ class Case:
     axis: int
     options: dict = field(default_factory=dict)
     name: str = ""
+    layout: str = "C"
 
     @property
     def positions(self):
@@ -315,7 +316,7 @@ def build(random, shape, axis, dtype="float32", kind="logits", target="int64", l
     for name in options:
         keywords |= option(random, name, positions, n_classes)
     label = " | ".join(map(str, (kind, shape, axis, dtype, layout, target, target_layout, *options, reduced)))
-    return Case(kind, lay_out(layout, values, axis), targets, axis, keywords, label)
+    return Case(kind, lay_out(layout, values, axis), targets, axis, keywords, label, layout)
 
 
 def layout_cases(dtype, kind="logits"):
@@ -326,10 +327,11 @@ def layout_cases(dtype, kind="logits"):
 
 
 def class_count_cases(dtype, kind="logits"):
-    """Every number of classes, as last axis and not."""
+    """Every number of classes, as last axis and not, for class indices and probabilities."""
     for n in CLASS_COUNTS:
-        yield build(rng(2, n), (5, n), -1, dtype, kind)
-        yield build(rng(3, n), (2, n, 3), 1, dtype, kind)
+        for target in ("int64", "float64"):
+            yield build(rng(2, n), (5, n), -1, dtype, kind, target)
+            yield build(rng(3, n), (2, n, 3), 1, dtype, kind, target)
 
 
 def target_cases(dtype, kind="logits"):
@@ -342,21 +344,12 @@ def target_cases(dtype, kind="logits"):
 
 def single_option_cases(dtype, kind="logits"):
     """Every option alone, with each reduction, for class indices and class probabilities."""
-    for shape, axis in (((4, 5, 18), -1), ((4, 18, 5), 1), ((6, 40), 1)):
-        positions = shape[:axis % len(shape)] + shape[axis % len(shape) + 1:]
-        for i, name in enumerate((None, *option_names(kind, positions))):
+    for k, (shape, axis) in enumerate((((4, 5, 18), 2), ((4, 18, 5), 1), ((6, 40), 1))):
+        for i, name in enumerate((None, *option_names(kind, shape[1:]))):
             for j, reduced in enumerate(REDUCTIONS):
-                for target in ("int64", "float32"):
-                    yield build(
-                        rng(6, i, j, len(shape)),
-                        shape,
-                        axis,
-                        dtype,
-                        kind,
-                        target,
-                        options=[name] if name else [],
-                        reduced=reduced,
-                    )
+                target = ("int64", "float32")[(i + j + k) % 2]
+                options = [name] if name else []
+                yield build(rng(6, i, j, k), shape, axis, dtype, kind, target, options=options, reduced=reduced)
 
 
 def option_pair_cases(dtype, kind="logits"):

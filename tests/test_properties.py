@@ -305,21 +305,16 @@ def test_permuting_classes_permutes_the_gradient(dtype, engine):
 
 
 @on_every_engine
-def test_types_of_targets_and_integer_logits_change_no_bit(engine):
+def test_types_of_targets_change_no_bit(engine):
     random = cases.rng(89)
-    logits = np.rint(random.normal(scale=4, size=(5, 6, 21)))
-    targets = random.integers(0, 21, (5, 6))
+    logits, targets = random.normal(scale=4, size=(5, 6, 21)), random.integers(0, 21, (5, 6))
     with cases.running_on(*engine):
-        loss, gradient = fastxent.cross_entropy_and_grad(logits, targets)
+        loss, gradient = fastxent.cross_entropy_and_grad(logits, targets, **NONE)
         for name in cases.INTEGERS:
             for layout in ("C", "F", "every other", "byte-swapped", "unaligned"):
-                got = fastxent.cross_entropy_and_grad(logits, cases.lay_out(layout, targets.astype(name)))
-                assert got[0] == loss
+                got = fastxent.cross_entropy_and_grad(logits, cases.lay_out(layout, targets.astype(name)), **NONE)
+                same(got[0], loss)
                 same(got[1], gradient)
-        for name in ("int8", "int16", "int32", "int64"):
-            got = fastxent.cross_entropy_and_grad(logits.astype(name), targets)
-            assert got[0] == loss
-            same(got[1], gradient)
 
 
 @on_every_engine
