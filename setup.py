@@ -16,6 +16,8 @@ from setuptools.errors import BaseError, CCompilerError
 # No contraction: FMAs are written out, and a compiler's own would make results depend on it. No link-time optimisation:
 # it could put code for one instruction set into another's functions.
 UNIX_FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-lto", "-fvisibility=hidden", "-pthread"]
+if "-g" not in os.environ.get("CFLAGS", ""):
+    UNIX_FLAGS.append("-g0")  # Python's own flags ask for debug information, a third of the time that a build takes
 MSVC_FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics", "/fp:precise"]
 
 WAY_OUT = """

@@ -9,15 +9,15 @@ import textwrap
 X86_64 = platform.machine() in ("x86_64", "AMD64")
 
 PRELUDE = """
-import os, signal, sys, threading, time
+import os, pathlib, signal, sys, threading, time
 import numpy as np
 import fastxent
 
 def pool():
     "The threads of the pool, by their names."
     tasks = "/proc/self/task"
-    names = (open(f"{tasks}/{task}/comm").read().strip() for task in os.listdir(tasks))
-    return sum(name == "fastxent" for name in names)
+    names = (pathlib.Path(tasks, task, "comm").read_text() for task in os.listdir(tasks))
+    return sum(name == "fastxent\\n" for name in names)
 
 def large(positions=3000, classes=1000):
     "Enough work for several threads; with_threads(n) does it and returns its bits."
