@@ -124,11 +124,12 @@ typedef struct {
     double fetch[FX_BLOCK], slope[FX_BLOCK], emit[FX_BLOCK], coefficient[FX_BLOCK];
     double tile[FX_TILE_CLASSES * FX_MAX_LANES], target_tile[FX_TILE_CLASSES * FX_MAX_LANES];
     double slope_tile[FX_TILE_CLASSES * FX_MAX_LANES];
-    double max[FX_MAX_WIDTH], rest[FX_MAX_WIDTH], gap[FX_MAX_WIDTH], dot[FX_MAX_WIDTH], weight[FX_MAX_WIDTH];
-    double lane[8][FX_MAX_WIDTH];
-    double loss[FX_MAX_WIDTH], sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH];
+    double max[FX_MAX_WIDTH], rest[FX_MAX_WIDTH], gap[FX_MAX_WIDTH], dot[FX_MAX_WIDTH], mass[FX_MAX_WIDTH];
+    double top[FX_MAX_WIDTH], factor[FX_MAX_WIDTH], spread[FX_MAX_WIDTH], value[FX_MAX_WIDTH], loss[FX_MAX_WIDTH];
+    double sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH], sample_r[FX_MAX_WIDTH], upstream_r[FX_MAX_WIDTH];
     int64_t target[FX_MAX_WIDTH];
     int32_t valid[FX_MAX_WIDTH];
+    double slack[FX_MAX_LANES]; /* what a vector may write past the last position */
 } FxScratch;
 
 typedef void (*FxBlockFn)(FxCall *call, FxScratch *scratch, int64_t block);

@@ -1,12 +1,11 @@
 /* A block of positions, from its targets to its results: the entry points of one storage type on one instruction set. */
 
-static Lanes lanes_of(FxCall *call, FxScratch *s) {
-    R *l[8];
-    for (int i = 0; i < 8; i++) l[i] = (R *)s->lane[i];
+static Lanes lanes_of(const FxCall *call, FxScratch *s) {
     return (Lanes){.max = (R *)s->max, .rest = (R *)s->rest, .gap = (R *)s->gap, .dot = (R *)s->dot,
-                   .mass = (R *)s->weight, .target_weight = l[0], .top = l[1], .factor = l[2], .spread = l[3],
-                   .value = l[4], .sum = l[2], .lost = l[3], .equal = l[4], .moment = l[5], .upstream = l[6],
-                   .sample = call->operand[FX_WEIGHT].data ? l[7] : NULL, .loss = (R *)s->loss};
+                   .mass = (R *)s->mass, .top = (R *)s->top, .factor = (R *)s->factor, .spread = (R *)s->spread,
+                   .value = (R *)s->value, .loss = (R *)s->loss,
+                   .sample = call->operand[FX_WEIGHT].data ? (R *)s->sample_r : NULL,
+                   .upstream = upstream_is_uniform(call) ? NULL : (R *)s->upstream_r};
 }
 
 /* The logit (z, if transformed) of one class of one position. */
@@ -23,17 +22,12 @@ static FX_INLINE R read_logit(const FxCall *call, const char *row, int64_t c) {
 }
 
 /* What finish.inl wants of each position, in the compute type. */
-static void fill_given(const FxCall *call, const FxScratch *s, Lanes a, int n, int gradient) {
-    const double keep = 1 - call->smoothing;
-    if (!call->targets_are_probs)
-        for (int i = 0; i < n; i++) {
-            double w = call->class_weight && s->target[i] >= 0 ? call->class_weight[s->target[i]] : 1;
-            a.target_weight[i] = (R)(keep * w);
-            a.top[i] = (R)w;
-        }
+static void fill_given(const FxCall *call, const FxScratch *s, Lanes a, int n) {
+    if (call->class_weight && !call->targets_are_probs)
+        for (int i = 0; i < n; i++) a.top[i] = (R)(s->target[i] >= 0 ? call->class_weight[s->target[i]] : 1);
     if (a.sample)
         for (int i = 0; i < n; i++) a.sample[i] = (R)s->sample[i];
-    if (gradient)
+    if (a.upstream)
         for (int i = 0; i < n; i++) a.upstream[i] = (R)s->upstream[i];
 }
 
@@ -49,162 +43,137 @@ static void read_saved(const FxCall *call, int64_t position, R *max, R *rest) {
     *rest = p[1];
 }
 
-/* The coefficient of class c of a row, as row_coefficients makes it. */
-static R one_coefficient(const Row *row, int64_t c) {
-    return row_coefficients(row, c, 1)[0];
+/* factor, spread and value of LANES positions from j on, whose targets' logits stand in gap (and stay there). */
+static FX_INLINE void terms_at(const FxCall *call, Lanes a, int j) {
+    V equal = v_set1(0), target = v_loadr(a.gap + j);
+    if (call->operation <= FX_OP_GRAD && !call->targets_are_probs) finish_gaps(call, a, j, &equal);
+    finish_terms(call, a, j, equal);
+    v_storer(a.gap + j, target);
 }
 
+/* The first run->valid entries of s->target are the valid positions here and in tiles_run: see close_up. */
 static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    const int kind = coefficient_kind(call), losses = call->operation <= FX_OP_LOSS_SOFTMAX;
-    const int logarithm = call->operation == FX_OP_LOG_SOFTMAX, softmax = call->operation >= FX_OP_LOSS_SOFTMAX;
+    const int kind = coefficient_kind(call), logarithm = call->operation == FX_OP_LOG_SOFTMAX;
+    const int softmax = call->operation >= FX_OP_LOSS_SOFTMAX, indexed = call->operation <= FX_OP_LOSS_SOFTMAX &&
+                                                                         !call->targets_are_probs;
     const FxOperand *x = &call->operand[FX_X];
     const int direct = x->class_stride == SIZE && x->dtype == STORAGE && !x->swapped && !call->transform;
-    for (int i = 0; i < run->n; i++) {
-        int64_t t = s->target[i], at = losses && !softmax ? t : -1;
-        if (t < 0) {
-            a.max[i] = a.rest[i] = a.gap[i] = a.dot[i] = a.mass[i] = 0;
-            if (wants_output) write_zeros(call, at_position(run, FX_OUT, i));
-            continue;
-        }
+    for (int k = 0; k < run->valid; k++) {
+        int64_t i = place(run, k), at = softmax ? -1 : s->target[k];
         Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i)};
         if (call->targets_are_probs) row.q = at_position(run, FX_Y, i + call->shift);
         if (call->saved) {
-            read_saved(call, run->first + i, &a.max[i], &a.rest[i]);
+            read_saved(call, run->first + i, &a.max[k], &a.rest[k]);
         } else {
             RowStats stats;
             row_forward(&row, kind, &stats);
-            a.max[i] = stats.max;
-            a.rest[i] = (R)stats.rest;
-            a.dot[i] = (R)stats.dot;
-            a.mass[i] = (R)stats.weight;
-            if (call->targets_are_probs) {
-                if (at >= 0) at = stats.argmax;
-                a.top[i] = at >= 0 ? one_coefficient(&row, at) : 0;
+            a.max[k] = stats.max;
+            a.rest[k] = (R)stats.rest;
+            a.dot[k] = (R)stats.dot;
+            a.mass[k] = (R)stats.weight;
+            if (call->targets_are_probs && !softmax && wants_output) {
+                at = stats.argmax;
+                a.top[k] = at >= 0 ? row_coefficients(&row, at, 1)[0] : 0;
             }
         }
-        if (losses && !call->targets_are_probs) a.gap[i] = read_logit(call, row.x, t);
+        a.gap[k] = indexed ? read_logit(call, row.x, s->target[k]) : 0;
         if (!wants_output) continue;
-        V equal = v_set1(0);
-        if (losses && !softmax && !call->targets_are_probs) {
-            R target = a.gap[i];
-            finish_gaps(call, a, i, &equal);
-            finish_terms(call, a, i, equal);
-            a.gap[i] = target;
-        } else {
-            finish_terms(call, a, i, equal);
-        }
-        RowWrite w = {.max = a.max[i], .factor = logarithm ? (call->transform ? 1 : call->logit_scale) : a.factor[i],
-                      .spread = a.spread[i], .shift = a.factor[i], .value = a.value[i], .at = at,
+        terms_at(call, a, k);
+        RowWrite w = {.max = a.max[k], .factor = logarithm ? (call->transform ? 1 : call->logit_scale) : a.factor[k],
+                      .spread = a.spread[k], .shift = a.factor[k], .value = a.value[k], .at = at,
                       .kind = softmax ? NONE : kind, .logarithm = logarithm};
         row_write(&row, &w, at_position(run, FX_OUT, i));
     }
 }
 
-/* The positions from `j`, as many as `panel` holds, whose indices in the run are index[]. */
-static void panel_run(FxCall *call, const Run *run, Panel *panel, Lanes a, const int32_t index[], int64_t at[],
-                      int kind, int wants_output) {
+/* The class of the maximum of one lane, and its coefficient: the term that must not cancel. */
+static int64_t find_top(const FxCall *call, FxScratch *s, const char *x, const char *q, R max, R *top) {
+    Row row = {.call = call, .scratch = s, .x = x, .q = q};
+    for (int64_t c = 0; c < call->classes; c++)
+        if (read_logit(call, x, c) == max) {
+            *top = row_coefficients(&row, c, 1)[0];
+            return c;
+        }
+    *top = 0;
+    return -1;
+}
+
+/* A panel whose positions are target[0 … width - 1], at place(run, first + j) in the run. */
+static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lanes a, int first, int kind,
+                                int wants_output) {
     FxScratch *s = panel->scratch;
-    const int width = panel->width, losses = call->operation <= FX_OP_LOSS_SOFTMAX;
-    const int softmax = call->operation >= FX_OP_LOSS_SOFTMAX, logarithm = call->operation == FX_OP_LOG_SOFTMAX;
+    const int width = panel->width, softmax = call->operation >= FX_OP_LOSS_SOFTMAX;
+    const int indexed = call->operation <= FX_OP_LOSS_SOFTMAX && !call->targets_are_probs;
+    const FxOperand *x = &call->operand[FX_X];
+    const int64_t *target = s->target + first, *at = target;
+    int64_t tops[LANES];
     if (call->saved) {
-        for (int j = 0; j < width; j++)
-            read_saved(call, run->first + (index ? index[j] : j), &a.max[j], &a.rest[j]);
+        for (int j = 0; j < width; j++) read_saved(call, run->first + place(run, first + j), &a.max[j], &a.rest[j]);
         for (int j = width; j % LANES; j++) a.max[j] = a.rest[j] = 0;
     } else {
         panel_forward(panel, a, kind);
     }
-    for (int j = 0; j < width; j++) {
-        int i = index ? index[j] : j;
-        int64_t t = s->target[i];
-        const char *row = at_position(run, FX_X, i);
-        at[j] = softmax ? -1 : t;
-        if (losses && !call->targets_are_probs) a.gap[j] = t >= 0 ? read_logit(call, row, t) : 0;
-        if (!wants_output || !call->targets_are_probs || softmax) continue;
-        /* The class of the maximum: its coefficient belongs to the term that must not cancel. */
-        Row one = {.call = call, .scratch = s, .x = row, .q = at_position(run, FX_Y, i + call->shift)};
-        at[j] = -1;
-        for (int64_t c = 0; c < call->classes && at[j] < 0; c++)
-            if (read_logit(call, row, c) == a.max[j]) at[j] = c;
-        a.top[j] = at[j] >= 0 ? one_coefficient(&one, at[j]) : 0;
+    if (indexed && x->dtype == STORAGE && !x->swapped && !call->transform) {
+        for (int j = 0; j < width; j++) {
+            int64_t t = target[j] < 0 ? 0 : target[j];
+            a.gap[j] = load_one(at_position(run, FX_X, place(run, first + j)) + t * x->class_stride);
+        }
+    } else if (indexed) {
+        for (int j = 0; j < width; j++)
+            a.gap[j] = read_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
     }
     if (!wants_output) return;
-    for (int j = 0; j < width; j += LANES) {
-        V equal = v_set1(0);
-        if (losses && !softmax && !call->targets_are_probs) {
-            V target = v_loadr(a.gap + j);
-            finish_gaps(call, a, j, &equal);
-            finish_terms(call, a, j, equal);
-            v_storer(a.gap + j, target);
-        } else {
-            finish_terms(call, a, j, equal);
-        }
+    for (int j = width; j % LANES; j++) a.gap[j] = 0;
+    if (!softmax && call->targets_are_probs) {
+        for (int j = 0; j < width; j++) tops[j] = find_top(call, s, panel->row[j], panel->q[j], a.max[j], &a.top[j]);
+        at = tops;
     }
+    for (int j = 0; j < width; j += LANES) terms_at(call, a, j);
     if (panel->columns)
         for (int j = 0; j < width; j++)
-            if (at[j] < 0 && s->target[j] < 0) a.factor[j] = a.spread[j] = 0;
-    panel_write(panel, a, at, softmax ? NONE : kind, logarithm);
+            if (target[j] < 0) a.factor[j] = a.spread[j] = 0;
+    panel_write(panel, a, softmax ? NULL : at, softmax ? NONE : kind, call->operation == FX_OP_LOG_SOFTMAX);
 }
 
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    int64_t at[FX_MAX_WIDTH];
     Panel panel = {.call = call, .scratch = s, .lines = run->base[FX_X], .out_lines = run->base[FX_OUT],
                    .width = run->n, .columns = 1};
     if (run->valid) {
-        panel_run(call, run, &panel, a, NULL, at, coefficient_kind(call), wants_output);
+        panel_run(call, run, &panel, a, 0, coefficient_kind(call), wants_output);
         return;
     }
-    for (int i = 0; i < run->n; i++) a.max[i] = a.rest[i] = a.gap[i] = a.dot[i] = a.mass[i] = 0;
+    memset(a.max, 0, sizeof(R) * (size_t)run->n);
+    memset(a.rest, 0, sizeof(R) * (size_t)run->n);
+    memset(a.gap, 0, sizeof(R) * (size_t)run->n);
+    memset(a.dot, 0, sizeof(R) * (size_t)run->n);
+    memset(a.mass, 0, sizeof(R) * (size_t)run->n);
     if (!wants_output) return;
     for (int64_t c = 0; c < call->classes; c++)
         memset(panel.out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)run->n * SIZE);
 }
 
-/* Through tiles: the valid positions closed up, LANES at a time. */
 static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    int32_t *index = s->valid;
-    int valid = 0;
-    for (int i = 0; i < run->n; i++) {
-        if (s->target[i] >= 0) {
-            index[valid++] = i;
-            continue;
-        }
-        a.max[i] = a.rest[i] = a.gap[i] = a.dot[i] = a.mass[i] = 0;
-        if (wants_output) write_zeros(call, at_position(run, FX_OUT, i));
-    }
-    int kind = coefficient_kind(call);
-    for (int j = 0; j < valid; j += LANES) {
-        R hold[11][LANES];
-        Lanes one = {.max = hold[0], .rest = hold[1], .gap = hold[2], .dot = hold[3], .mass = hold[4],
-                     .target_weight = hold[5], .top = hold[6], .upstream = hold[7], .factor = hold[8],
-                     .spread = hold[9], .value = hold[10], .sum = hold[8], .lost = hold[9], .equal = hold[10]};
+    const int kind = coefficient_kind(call);
+    const FxOperand *x = &call->operand[FX_X];
+    const int few = V_SPLITS && call->classes >= 2 && call->classes <= V_SPLITS && tile_is_plain(call, x) &&
+                    !run->index && run->step[FX_X] == call->classes * SIZE;
+    for (int k = 0; k < run->valid; k += LANES) {
         Panel panel = {.call = call, .scratch = s, .packed_from = -1,
-                       .width = valid - j < LANES ? valid - j : LANES};
-        int64_t at[LANES];
+                       .width = run->valid - k < LANES ? run->valid - k : LANES};
+        panel.adjacent = few && panel.width == LANES;
         for (int l = 0; l < LANES; l++) {
-            int i = index[j + (l < panel.width ? l : 0)];
+            int64_t i = place(run, k + (l < panel.width ? l : 0));
             panel.row[l] = at_position(run, FX_X, i);
             panel.q[l] = at_position(run, FX_Y, i + call->shift);
             panel.out[l] = at_position(run, FX_OUT, i);
-            one.target_weight[l] = a.target_weight[i];
-            one.top[l] = a.top[i];
-            one.upstream[l] = a.upstream[i];
-            one.gap[l] = 0;
         }
-        panel_run(call, run, &panel, one, index + j, at, kind, wants_output);
-        for (int l = 0; l < panel.width; l++) {
-            int i = index[j + l];
-            a.max[i] = one.max[l];
-            a.rest[i] = one.rest[l];
-            a.gap[i] = one.gap[l];
-            a.dot[i] = one.dot[l];
-            a.mass[i] = one.mass[l];
-        }
+        panel_run(call, run, &panel, lanes_from(a, k), k, kind, wants_output);
     }
 }
 
-/* Losses of a run, from its stats; for log-sum-exp the result itself. */
-static void losses_run(const FxCall *call, const FxScratch *s, const Run *run, Lanes a) {
-    for (int j = 0; j < run->n; j += LANES) {
+/* Losses from the stats of n positions; for log-sum-exp the result itself. */
+static void losses_run(const FxCall *call, Lanes a, int n) {
+    for (int j = 0; j < n; j += LANES) {
         if (call->operation == FX_OP_LOGSUMEXP) {
             v_storer(a.loss + j, finish_logsumexp(call, a, j, v_log1p(v_loadr(a.rest + j))));
             continue;
@@ -213,52 +182,72 @@ static void losses_run(const FxCall *call, const FxScratch *s, const Run *run, L
         if (!call->targets_are_probs) finish_gaps(call, a, j, &equal);
         finish_loss(call, a, j);
     }
-    if (run->valid < run->n)
-        for (int i = 0; i < run->n; i++)
-            if (s->target[i] < 0) a.loss[i] = 0;
 }
 
-static void save_run(const FxCall *call, const FxScratch *s, const Run *run, Lanes a) {
+static void save_run(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int closed_up) {
     R *to = (R *)call->saved_out + 2 * run->first;
-    for (int i = 0; i < run->n; i++) {
-        if (s->target[i] < 0) a.max[i] = a.rest[i] = 0;
-        to[2 * i] = call->transform ? a.max[i] : (R)(call->logit_scale * (double)a.max[i]);
-        to[2 * i + 1] = a.rest[i];
+    if (run->valid < run->n) memset(to, 0, 2 * sizeof(R) * (size_t)run->n);
+    for (int k = 0; k < (closed_up ? run->valid : run->n); k++) {
+        int64_t i = place(run, k);
+        if (s->target[k] < 0) continue;
+        to[2 * i] = call->transform ? a.max[k] : (R)(call->logit_scale * (double)a.max[k]);
+        to[2 * i + 1] = a.rest[k];
     }
+}
+
+/* From the valid positions' losses to all positions'. */
+static void open_up(const Run *run, R *loss) {
+    int i = run->n - 1;
+    for (int k = run->valid - 1; k >= 0; k--) {
+        int at = run->index[k];
+        R v = loss[k];
+        for (; i > at; i--) loss[i] = 0;
+        loss[i--] = v;
+    }
+    for (; i >= 0; i--) loss[i] = 0;
 }
 
 static double put_losses(const FxCall *call, const Run *run, const R *loss) {
     if (run->base[FX_LOSSES])
         EMIT(run->base[FX_LOSSES], call->operand[FX_LOSSES].dtype, run->step[FX_LOSSES], loss, run->n);
     if (call->position_loss) memcpy((R *)call->position_loss + run->first, loss, sizeof(R) * (size_t)run->n);
-    double sum = 0;
+    double part[8] = {0};
     int i = 0;
-    for (; i + LANES <= run->n; i += LANES) sum += v_hsum(v_loadr(loss + i));
-    for (; i < run->n; i++) sum += (double)loss[i];
-    return sum;
+    for (; i + 8 <= run->n; i += 8)
+        for (int l = 0; l < 8; l++) part[l] += (double)loss[i + l];
+    for (; i < run->n; i++) part[0] += (double)loss[i];
+    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
 
 static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     const int op = call->operation, wants_output = call->operand[FX_OUT].data != NULL;
     const int wants_loss = op != FX_OP_GRAD && op != FX_OP_SOFTMAX && op != FX_OP_LOG_SOFTMAX;
     const int gradient = op == FX_OP_LOSS_GRAD || op == FX_OP_GRAD || op == FX_OP_NLL_GRAD || op == FX_OP_PROBS_GRAD;
+    const int closing = call->family != FX_COLUMNS || op >= FX_OP_NLL;
     Lanes a = lanes_of(call, s);
     *divisor = read_positions(call, s, run, gradient);
     if (op >= FX_OP_SOFTMAX_GRAD) {
         activation_grad_run(call, s, run);
         return 0;
     }
-    fill_given(call, s, a, run->n, gradient);
-    if (op >= FX_OP_NLL) {
-        pick_run(call, s, run, a);
-        return put_losses(call, run, a.loss);
+    if (closing && run->valid < run->n) {
+        if (wants_output)
+            for (int i = 0; i < run->n; i++)
+                if (s->target[i] < 0) write_zeros(call, at_position(run, FX_OUT, i));
+        close_up(call, s, run);
     }
-    if (call->family == FX_ROWS) rows_run(call, s, run, a, wants_output);
+    fill_given(call, s, a, closing ? run->valid : run->n);
+    if (op >= FX_OP_NLL) pick_run(call, s, run, a);
+    else if (call->family == FX_ROWS) rows_run(call, s, run, a, wants_output);
     else if (call->family == FX_COLUMNS) columns_run(call, s, run, a, wants_output);
     else tiles_run(call, s, run, a, wants_output);
-    if (call->saved_out) save_run(call, s, run, a);
+    if (call->saved_out) save_run(call, s, run, a, closing);
     if (!wants_loss) return 0;
-    losses_run(call, s, run, a);
+    if (op < FX_OP_NLL) losses_run(call, a, closing ? run->valid : run->n);
+    if (run->index) open_up(run, a.loss);
+    else if (run->valid < run->n)
+        for (int i = 0; i < run->n; i++)
+            if (s->target[i] < 0) a.loss[i] = 0;
     return put_losses(call, run, a.loss);
 }
 

@@ -13,6 +13,12 @@ static FX_INLINE void finish_gaps(const FxCall *call, Lanes a, int j, V *equal) 
     v_storer(a.gap + j, gap);
 }
 
+/* w_t·(1 - smoothing) and w_t, of LANES positions from j. */
+static FX_INLINE V finish_weight(const FxCall *call, Lanes a, int j) {
+    const V keep = v_set1((R)(1 - call->smoothing));
+    return call->class_weight ? v_mul(keep, v_loadr(a.top + j)) : keep;
+}
+
 static FX_INLINE V finish_rest(Lanes a, int j) {
     M finite = v_lt(v_abs(v_loadr(a.max + j)), v_set1((R)INFINITY));
     return v_select(finite, v_loadr(a.rest + j), v_set1((R)NAN));
@@ -30,7 +36,7 @@ static FX_INLINE void finish_loss(const FxCall *call, Lanes a, int j) {
     if (call->targets_are_probs) {
         loss = v_fma(v_loadr(a.mass + j), log_rest, v_mul(scale, v_loadr(a.dot + j)));
     } else {
-        V weight = v_loadr(a.target_weight + j), gap = v_drop(v_eq(weight, zero), v_loadr(a.gap + j));
+        V weight = finish_weight(call, a, j), gap = v_drop(v_eq(weight, zero), v_loadr(a.gap + j));
         loss = v_mul(weight, v_add(gap, log_rest));
         if (call->smoothing != 0) {
             V all = v_fma(v_set1((R)call->class_weight_sum), log_rest, v_mul(scale, v_loadr(a.dot + j)));
@@ -58,7 +64,7 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
         v_storer(a.factor + j, v_log1p(rest));
         return;
     }
-    V upstream = v_mul(v_set1((R)scale), v_loadr(a.upstream + j)), z = zero, mass, value, weight = one, other = zero;
+    V upstream = a.upstream ? v_mul(v_set1((R)scale), v_loadr(a.upstream + j)) : v_set1((R)(scale * call->scale)), z = zero, mass, value, weight = one, other = zero;
     if (call->z_loss != 0)
         z = v_mul(v_set1((R)(2 * call->z_loss)), finish_logsumexp(call, a, j, v_log1p(rest)));
     if (call->targets_are_probs) {
@@ -67,7 +73,7 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
         equal = one;
         v_storer(a.spread + j, upstream);
     } else {
-        weight = v_loadr(a.target_weight + j);
+        weight = finish_weight(call, a, j);
         mass = v_add(weight, v_set1((R)(smooth * call->class_weight_sum)));
         if (call->smoothing != 0) {
             V full = call->class_weight ? v_loadr(a.top + j) : one; /* the target's class weight */

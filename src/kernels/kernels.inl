@@ -7,6 +7,17 @@
 #define v_store FX_CAT(v_store_, FX_STORAGE)
 #define v_store_tail FX_CAT(v_store_tail_, FX_STORAGE)
 #define v_stream FX_CAT(v_stream_, FX_STORAGE)
+#if FX_CAT(V_PAIRS_, FX_STORAGE)
+#define V_PAIRS 1
+#define v_load_pair FX_CAT(v_load_pair_, FX_STORAGE)
+#define v_store_pair FX_CAT(v_store_pair_, FX_STORAGE)
+#define v_stream_pair FX_CAT(v_stream_pair_, FX_STORAGE)
+#else
+#define V_PAIRS 0
+#define v_load_pair(p, a, b) ((void)0)
+#define v_store_pair(p, a, b) ((void)0)
+#define v_stream_pair(p, a, b) ((void)0)
+#endif
 #define v_load_tail_r(p, n, fill) FX_CAT(v_load_tail_, FX_REAL_NAME)((const char *)(p), n, fill)
 #define FETCH FX_CAT(fx_fetch_, FX_REAL_NAME)
 #define EMIT FX_CAT(fx_emit_, FX_REAL_NAME)

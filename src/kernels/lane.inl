@@ -7,12 +7,21 @@
 
 enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
 
+/* One number a position, in arrays. */
 typedef struct {
-    R *max, *rest, *gap, *dot, *mass;                       /* results */
-    R *target_weight, *top, *sample, *upstream;             /* given */
-    R *factor, *spread, *value, *loss;                      /* made by finish.inl */
-    R *sum, *lost, *equal, *moment;                         /* running sums of a panel */
+    R *max, *rest, *gap, *dot, *mass;  /* results */
+    R *top;                            /* given: the class weight of the target, or the coefficient at the maximum */
+    R *sample, *upstream;              /* given, or NULL: 1, and the call's scale */
+    R *factor, *spread, *value, *loss; /* made by finish.inl */
 } Lanes;
+
+/* The same arrays from their j-th position on. */
+static FX_INLINE Lanes lanes_from(Lanes a, int j) {
+    return (Lanes){.max = a.max + j, .rest = a.rest + j, .gap = a.gap + j, .dot = a.dot + j, .mass = a.mass + j,
+                   .top = a.top + j, .sample = a.sample ? a.sample + j : NULL,
+                   .upstream = a.upstream ? a.upstream + j : NULL, .factor = a.factor + j, .spread = a.spread + j,
+                   .value = a.value + j, .loss = a.loss + j};
+}
 
 typedef struct {
     const FxCall *call;
@@ -23,6 +32,7 @@ typedef struct {
     char *out_lines;
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     int width, columns;
+    int adjacent; /* FX_TILES: LANES rows of few classes, one behind the other */
 } Panel;
 
 static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
@@ -31,17 +41,43 @@ static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
 
 /* n classes from c0 of LANES rows into a tile, one line a class. */
 static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c0, int n) {
-    for (int c = 0; c < n; c += LANES) {
+    int c = 0;
+    for (; c + LANES <= n; c += LANES) {
         V r[LANES];
-        if (c + LANES <= n) {
-            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load(row[l] + (c0 + c) * SIZE);
-        } else {
-            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load_tail(row[l] + (c0 + c) * SIZE, n - c, v_set1(0));
-        }
+        FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load(row[l] + (c0 + c) * SIZE);
+        v_transpose(r);
+        FX_UNROLL for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
+    }
+    if (n - c <= LANES / 4) {
+        for (; c < n; c++)
+            FX_UNROLL for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
+    } else if (c < n) {
+        V r[LANES];
+        FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load_tail(row[l] + (c0 + c) * SIZE, n - c, v_set1(0));
         v_transpose(r);
         FX_UNROLL for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
     }
 }
+
+#if V_SPLITS
+/* The same for LANES rows one behind the other, of few classes each: C vectors, dealt out. */
+static FX_INLINE void tile_split_as(R *tile, const char *p, const int classes) {
+    V r[V_SPLITS];
+    FX_UNROLL for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
+    FX_UNROLL for (int c = 0; c < classes; c++) v_storer(tile + c * LANES, v_split(r, classes, c));
+}
+static FX_INLINE void tile_split(R *tile, const char *p, int classes) {
+    switch (classes) {
+    case 2: tile_split_as(tile, p, 2); break;
+    case 3: tile_split_as(tile, p, 3); break;
+    case 4: tile_split_as(tile, p, 4); break;
+    case 5: tile_split_as(tile, p, 5); break;
+    case 6: tile_split_as(tile, p, 6); break;
+    case 7: tile_split_as(tile, p, 7); break;
+    default: tile_split_as(tile, p, 8); break;
+    }
+}
+#endif
 
 static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand *a, const char *const row[], int64_t c0,
                                     int n) {
@@ -64,7 +100,11 @@ static FX_INLINE const char *panel_lines(Panel *panel, int64_t c0, int n, int64_
     *distance = LANES * sizeof(R);
     if (panel->packed_from == c0) return (const char *)tile;
     panel->packed_from = c0;
-    if (tile_is_plain(call, x)) tile_transpose(tile, panel->row, c0, n);
+#if V_SPLITS
+    if (panel->adjacent) tile_split(tile, panel->row[0], n);
+    else
+#endif
+        if (tile_is_plain(call, x)) tile_transpose(tile, panel->row, c0, n);
     else tile_gather(panel, tile, x, panel->row, c0, n);
     if (call->transform) {
         R *slope = (R *)panel->scratch->slope_tile;
@@ -104,7 +144,9 @@ static FX_INLINE V line_load_last(const char *p, int j, int width, int columns) 
 
 static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
     const int width = columns ? panel->width : LANES;
-    for (int j = 0; j < width; j += LANES) v_storer(a.max + j, v_set1(-(R)INFINITY));
+    V best = v_set1(-(R)INFINITY); /* a tile's maximum stays in a register, a wide panel's in memory */
+    if (columns)
+        for (int j = 0; j < width; j += LANES) v_storer(a.max + j, best);
     for (int64_t c0 = 0; c0 < panel->call->classes; c0 += step) {
         int n = panel->call->classes - c0 < step ? (int)(panel->call->classes - c0) : step;
         int64_t d;
@@ -114,12 +156,18 @@ static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
             for (int j = 0; j < width; j += LANES) {
                 V v0 = line_load_last(p, j, width, columns), v1 = line_load_last(p + d, j, width, columns);
                 V v2 = line_load_last(p + 2 * d, j, width, columns), v3 = line_load_last(p + 3 * d, j, width, columns);
-                v_storer(a.max + j, v_max(v0, v_max(v1, v_max(v2, v_max(v3, v_loadr(a.max + j))))));
+                if (columns) best = v_loadr(a.max + j);
+                best = v_max(v_max(v0, v1), v_max(v_max(v2, v3), best));
+                if (columns) v_storer(a.max + j, best);
             }
         for (; c < n; c++, p += d)
-            for (int j = 0; j < width; j += LANES)
-                v_storer(a.max + j, v_max(line_load_last(p, j, width, columns), v_loadr(a.max + j)));
+            for (int j = 0; j < width; j += LANES) {
+                if (columns) best = v_loadr(a.max + j);
+                best = v_max(line_load_last(p, j, width, columns), best);
+                if (columns) v_storer(a.max + j, best);
+            }
     }
+    if (!columns) v_storer(a.max, best);
 }
 
 /* One vector of positions through up to LINES classes. */
@@ -142,25 +190,26 @@ static FX_INLINE void panel_sum_lines(const char *p, int64_t d, int n, int j, in
         }
     }
     /* total + block, with what the addition loses kept apart (two-sum) */
-    V total = v_loadr(a.sum + j), block = v_add(sum[0], sum[1]), next = v_add(total, block);
+    V total = v_loadr(a.factor + j), block = v_add(sum[0], sum[1]), next = v_add(total, block);
     V part = v_sub(next, total), error = v_add(v_sub(total, v_sub(next, part)), v_sub(block, part));
-    v_storer(a.sum + j, next);
-    v_storer(a.lost + j, v_add(v_loadr(a.lost + j), error));
-    v_storer(a.equal + j, v_add(v_loadr(a.equal + j), equal));
+    v_storer(a.factor + j, next);
+    v_storer(a.spread + j, v_add(v_loadr(a.spread + j), error));
+    v_storer(a.value + j, v_add(v_loadr(a.value + j), equal));
     if (kind == NONE) return;
     v_storer(a.dot + j, v_add(v_loadr(a.dot + j), moment));
     if (kind == ARRAY) v_storer(a.mass + j, v_add(v_loadr(a.mass + j), mass));
 }
 
+/* The running sum, what its additions lost, and the count of maxima stand in factor, spread and value meanwhile. */
 static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, int kind) {
     const FxCall *call = panel->call;
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
     const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
     const V zero = v_set1(0);
     for (int j = 0; j < width; j += LANES) {
-        v_storer(a.sum + j, zero);
-        v_storer(a.lost + j, zero);
-        v_storer(a.equal + j, v_set1(-1));
+        v_storer(a.factor + j, zero);
+        v_storer(a.spread + j, zero);
+        v_storer(a.value + j, v_set1(-1));
         v_storer(a.dot + j, zero);
         v_storer(a.mass + j, zero);
     }
@@ -179,8 +228,8 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
     }
     /* The sum over those below the maximum, and of those that equal it all but one. */
     for (int j = 0; j < width; j += LANES) {
-        V rest = v_add(v_loadr(a.sum + j), v_loadr(a.lost + j));
-        v_storer(a.rest + j, v_add(v_loadr(a.equal + j), rest));
+        V rest = v_add(v_loadr(a.factor + j), v_loadr(a.spread + j));
+        v_storer(a.rest + j, v_add(v_loadr(a.value + j), rest));
     }
 }
 
@@ -251,7 +300,7 @@ static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
     }
 }
 
-/* The gradient, softmax or log-softmax of a panel. at[j]: the class that takes value[j], or -1. */
+/* The gradient, softmax or log-softmax of a panel. at[j]: the class that takes value[j], or -1; NULL: none does. */
 static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns) {
     const FxCall *call = panel->call;
     const FxOperand *out = &call->operand[FX_OUT];
@@ -271,7 +320,7 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
             panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
                              w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
                              logarithm, columns);
-        if (!logarithm)
+        if (at)
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
                 char *slot = to + (at[j] - c0) * od;

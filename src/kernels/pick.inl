@@ -73,30 +73,27 @@ static void pick_run(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
     const int op = call->operation, gradient = op == FX_OP_NLL_GRAD || op == FX_OP_PROBS_GRAD;
     const int form = op == FX_OP_REDUCE ? IDENTITY : op <= FX_OP_NLL_GRAD ? NEGATIVE : NEGATIVE_LOG;
     const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
-    for (int i = 0; i < run->n; i++) {
-        int64_t t = s->target[i];
-        a.loss[i] = 0;
+    for (int k = 0; k < run->valid; k++) {
+        const int64_t i = place(run, k), t = s->target[k];
         char *to = at_position(run, FX_OUT, i);
         Row row = {.call = call, .scratch = s, .x = at_position(run, FX_X, i)};
-        if (t < 0) {
-            if (gradient) write_zeros(call, to);
-            continue;
-        }
-        double w = a.sample ? s->sample[i] : 1;
+        double upstream = a.upstream ? s->upstream[k] : call->scale;
+        a.loss[k] = 0;
+        double w = a.sample ? s->sample[k] : 1;
         if (call->targets_are_probs) {
             row.q = at_position(run, FX_Y, i + call->shift);
-            a.loss[i] = (R)(w * pick_dot(&row, form)) + 0;
-            if (gradient) pick_write(&row, form, s->upstream[i], to);
+            a.loss[k] = (R)(w * pick_dot(&row, form)) + 0;
+            if (gradient) pick_write(&row, form, upstream, to);
             continue;
         }
         double coefficient = call->class_weight ? call->class_weight[t] : 1;
         R logit, slot[LANES];
         FETCH(&logit, row.x + t * x->class_stride, x->dtype, x->swapped, x->class_stride, 1);
         v_storer(slot, pick_value(v_set1(logit), form));
-        if (coefficient != 0) a.loss[i] = (R)(w * coefficient * (double)slot[0]) + 0;
+        if (coefficient != 0) a.loss[k] = (R)(w * coefficient * (double)slot[0]) + 0;
         if (!gradient) continue;
         v_storer(slot, pick_slope(v_set1(logit), form));
-        slot[0] = coefficient != 0 ? (R)(s->upstream[i] * coefficient * (double)slot[0]) : 0;
+        slot[0] = coefficient != 0 ? (R)(upstream * coefficient * (double)slot[0]) : 0;
         write_zeros(call, to);
         EMIT(to + t * out->class_stride, out->dtype, out->class_stride, slot, 1);
     }

@@ -5,9 +5,13 @@
 typedef struct {
     int64_t first;               /* flat index of the run's first position */
     int n, valid;                /* positions, and how many of them are valid */
+    const int32_t *index;        /* the valid ones, in order; NULL: all of them, or not closed up */
     char *base[FX_OPERANDS];
     int64_t step[FX_OPERANDS];
 } Run;
+
+/* The place in the run of valid position number k. */
+static FX_INLINE int64_t place(const Run *run, int k) { return run->index ? run->index[k] : k; }
 
 /* Where an operand's position i of the run is; NULL for an absent operand. */
 static FX_INLINE char *at_position(const Run *run, int operand, int64_t i) {
@@ -19,6 +23,7 @@ static void run_at(const FxCall *call, int64_t first, int64_t end, Run *run) {
     const int last = call->nd - 1;
     int64_t outer = first, inner = 0, line = 1;
     run->first = first;
+    run->index = NULL;
     for (int o = 0; o < FX_OPERANDS; o++) {
         run->base[o] = call->operand[o].data;
         run->step[o] = last >= 0 ? call->operand[o].stride[last] : 0;
@@ -66,13 +71,34 @@ static void report_bad(FxCall *call, int64_t position) {
     while ((seen < 0 || position < seen) && !atomic_compare_exchange_weak(&call->bad_position, &seen, position)) {}
 }
 
+/* The same gradient scale for every position: then it is not written out. */
+static int upstream_is_uniform(const FxCall *call) {
+    return !call->sequence_scale && !call->operand[FX_UPSTREAM].data && !call->operand[FX_WEIGHT].data;
+}
+
+/* Closes up what read_positions left, to the valid positions alone. */
+static void close_up(FxCall *call, FxScratch *s, Run *run) {
+    const int weighted = call->operand[FX_WEIGHT].data != NULL, uniform = upstream_is_uniform(call);
+    int k = 0;
+    for (int i = 0; i < run->n; i++) {
+        if (s->target[i] < 0) continue;
+        s->valid[k] = i;
+        s->target[k] = s->target[i];
+        if (weighted) s->sample[k] = s->sample[i];
+        if (!uniform) s->upstream[k] = s->upstream[i];
+        k++;
+    }
+    run->index = s->valid;
+}
+
 /* Fills scratch->target (-1: invalid), ->sample and ->upstream for the run; returns the run's share of the divisor. */
 static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upstream) {
     const int n = run->n, indexed = !call->targets_are_probs && call->operand[FX_Y].data != NULL;
     const int64_t classes = call->classes, shift = call->shift;
-    int64_t *target = s->target, b = run->first / call->sequence_length, live = n;
+    int64_t *target = s->target, live = n;
     if (call->lengths || shift) {
         int64_t t = run->first % call->sequence_length, length = call->sequence_length;
+        int64_t b = run->first / call->sequence_length;
         if (call->lengths && call->lengths[b] < length) length = call->lengths[b];
         live = length - shift - t;
         live = live < 0 ? 0 : live > n ? n : live;
@@ -117,21 +143,17 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
     } else {
         run->valid = n;
     }
-    if (with_upstream) {
-        double g = call->scale * (call->sequence_scale ? call->sequence_scale[b] : 1);
+    if (with_upstream && !upstream_is_uniform(call)) {
         const char *up = run->base[FX_UPSTREAM];
-        if (call->sequence_scale && call->sequence_length == 1)
-            for (int i = 0; i < n; i++) s->upstream[i] = call->scale * call->sequence_scale[run->first + i];
-        else
-            for (int i = 0; i < n; i++) s->upstream[i] = g;
-        if (up)
-            for (int i = 0; i < n; i++) {
-                double u;
-                memcpy(&u, up + i * run->step[FX_UPSTREAM], sizeof u);
-                s->upstream[i] *= u;
+        for (int i = 0; i < n; i++) {
+            double u = call->scale, v;
+            if (call->sequence_scale) u *= call->sequence_scale[(run->first + i) / call->sequence_length];
+            if (up) {
+                memcpy(&v, up + i * run->step[FX_UPSTREAM], sizeof v);
+                u *= v;
             }
-        if (weight)
-            for (int i = 0; i < n; i++) s->upstream[i] *= s->sample[i];
+            s->upstream[i] = weight ? u * s->sample[i] : u;
+        }
     }
     double divisor = 0;
     double *share = call->position_weight ? call->position_weight + run->first : NULL;

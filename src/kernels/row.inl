@@ -10,7 +10,7 @@ enum { GROUP = 4 * LANES };
 typedef struct {
     R max;          /* of the logits before logit_scale (of z, if transformed) */
     double rest;    /* sum of exp(z - max z) without one maximum */
-    int64_t argmax; /* where that maximum is; -1 in a row of NaN and -inf */
+    int64_t argmax; /* where that maximum is (with an array of coefficients); -1 in a row of NaN and -inf */
     double dot;     /* sum of coefficients × (max - x), before logit_scale */
     double weight;  /* sum of the coefficients */
 } RowStats;
@@ -70,10 +70,14 @@ static FX_INLINE V row_load_tail(const char *p, int64_t i, int n, V fill, int di
     return v_select(v_first(n), v_loadr((const R *)p + i), fill);
 }
 
-/* The group of vectors at i, a ragged one filled up with -inf. */
-static FX_INLINE void row_group(V v[4], const char *p, int64_t i, int64_t n, int direct) {
+/* The group of vectors at i, a ragged one filled up with -inf. `paired`: a full group comes in another order, cheaper to
+ * widen (even elements, then odd ones, of each two vectors); sums and maxima do not mind, and pair_index names the place. */
+static FX_INLINE void row_group(V v[4], const char *p, int64_t i, int64_t n, int direct, int paired) {
     const V fill = v_set1(-(R)INFINITY);
-    if (i + GROUP <= n) {
+    if (i + GROUP <= n && paired) {
+        v_load_pair(p + i * SIZE, &v[0], &v[1]);
+        v_load_pair(p + (i + 2 * LANES) * SIZE, &v[2], &v[3]);
+    } else if (i + GROUP <= n) {
         FX_UNROLL for (int u = 0; u < 4; u++) v[u] = row_load(p, i + u * LANES, direct);
     } else {
         FX_UNROLL for (int u = 0; u < 4; u++) {
@@ -85,29 +89,37 @@ static FX_INLINE void row_group(V v[4], const char *p, int64_t i, int64_t n, int
     }
 }
 
+/* Where element q of a paired group is. */
+static FX_INLINE int64_t pair_index(int64_t q) {
+    int64_t r = q % (2 * LANES);
+    return q - r + (r & 1) * LANES + r / 2;
+}
+
 /* The largest of a block, and each group's largest. NaN is passed over: the sum will show it. */
-static FX_INLINE R row_max(V groups[], const char *p, int64_t n, int direct) {
+static FX_INLINE R row_max(V groups[], const char *p, int64_t n, int direct, int paired) {
     V best = v_set1(-(R)INFINITY), v[4];
     int64_t i = 0, g = 0;
     for (; i + GROUP <= n; i += GROUP, g++) {
-        row_group(v, p, i, n, direct);
+        row_group(v, p, i, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
     }
     if (i < n) {
-        row_group(v, p, i, n, direct);
+        row_group(v, p, i, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
     }
     return v_hmax(best);
 }
 
-/* Where the value is, for a block whose groups' maxima are known; -1 if nowhere (NaN hides it). */
-static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct) {
+/* Where the value is (in a paired group: its place there), for a block whose groups' maxima are known; -1 if nowhere (NaN
+ * hides it). */
+static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct,
+                                  int paired) {
     V v[4], wanted = v_set1(value);
     for (int64_t g = 0; g * GROUP < n; g++) {
         if (!v_any(v_eq(groups[g], wanted))) continue;
-        row_group(v, p, g * GROUP, n, direct);
+        row_group(v, p, g * GROUP, n, direct, paired);
         for (int u = 0; u < 4; u++) {
             unsigned bits = v_bits(v_eq(v[u], wanted));
             if (bits && g * GROUP + u * LANES + FX_CTZ(bits) < n) return g * GROUP + u * LANES + FX_CTZ(bits);
@@ -118,14 +130,14 @@ static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int6
 
 /* Sums over a block: of exp(scale·(x - reference)) but for the class `skip`, of coefficient × (reference - x), and of the
  * coefficients. */
-static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int kind,
-                                const R *coefficient, double *dot, double *weight) {
+static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int paired,
+                                int kind, const R *coefficient, double *dot, double *weight) {
     const V r = v_set1(reference), zero = v_set1(0);
     V even = zero, odd = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
     for (int64_t i = 0; i < n; i += GROUP) {
         if (direct)
             for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
-        row_group(v, p, i, n, direct);
+        row_group(v, p, i, n, direct, paired);
         FX_UNROLL for (int u = 0; u < 4; u++) {
             v[u] = v_sub(v[u], r);
             e[u] = v_exp(v[u], k);
@@ -172,6 +184,7 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
     const double scale = row->call->transform ? 1 : row->call->logit_scale;
     const int64_t classes = row->call->classes;
     const ExpScale k = exp_scale(scale);
+    const int paired = V_PAIRS && direct && kind != ARRAY;
     const R slack = (R)(1 / scale);
     V groups[FX_BLOCK / GROUP];
     R max = -(R)INFINITY, reference = max;
@@ -180,11 +193,11 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
     for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
         int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK, skip = -1;
         const char *p = row_block(row, c0, n, 0);
-        R top = row_max(groups, p, n, direct);
+        R top = row_max(groups, p, n, direct, paired);
         if (top > max) {
             /* The former maximum joins the rest, the new one leaves it. */
             if (argmax >= 0) total += fx_exp(scale * ((double)max - (double)reference));
-            skip = row_find(groups, top, p, n, direct);
+            skip = row_find(groups, top, p, n, direct, paired);
             argmax = skip >= 0 ? c0 + skip : -1;
             if (!(top - reference <= slack)) {
                 if (reference > -(R)INFINITY) {
@@ -199,7 +212,7 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
         }
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
         R r = reference > -(R)INFINITY ? reference : 0;
-        double add = row_sum(p, n, r, k, skip, direct, kind, c, &dot, &weight), sum = total + add;
+        double add = row_sum(p, n, r, k, skip, direct, paired, kind, c, &dot, &weight), sum = total + add;
         lost += (total > add ? (total - sum) + add : (add - sum) + total); /* Neumaier */
         total = sum;
     }
@@ -245,30 +258,36 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
     const V max = v_set1(w->max), factor = v_set1((R)w->factor), none = v_set1(0);
     const V spread = v_set1((R)(logarithm ? w->shift : w->spread)), value = v_set1((R)w->value);
     const int size = direct || STORAGE_IS_REAL ? SIZE : (int)sizeof(R);
-    int64_t i = 0;
-    int head = 0;
-    if (stream) head = (int)((uintptr_t)-(uintptr_t)to % (LANES * SIZE) / SIZE);
+    const int paired = V_PAIRS && direct && kind != ARRAY, unit = (paired ? 2 : 1) * LANES;
+    int64_t i = 0, head = 0;
+    if (stream) head = (int64_t)((uintptr_t)-(uintptr_t)to % (uintptr_t)(unit * SIZE) / SIZE);
     while (i < n) {
         V y[4], c = none;
         if (i >= head && i + GROUP <= n) {
+            row_group(y, p, i, n, direct, paired);
             FX_UNROLL for (int u = 0; u < 4; u++) {
                 if (kind == ARRAY) c = v_loadr(coefficient + i + u * LANES);
-                y[u] = row_value(row_load(p, i + u * LANES, direct), max, factor, spread, c, k, kind, logarithm);
+                y[u] = row_value(y[u], max, factor, spread, c, k, kind, logarithm);
             }
-            if ((uint64_t)(at - i) < GROUP)
+            if ((uint64_t)(at - i) < GROUP) {
+                int64_t place = paired ? pair_index(at - i) : at - i;
                 FX_UNROLL for (int u = 0; u < 4; u++)
-                    y[u] = v_select(v_eq(v_iota(), v_set1((R)(at - i - u * LANES))), value, y[u]);
+                    y[u] = v_select(v_eq(v_iota(), v_set1((R)(place - u * LANES))), value, y[u]);
+            }
             FX_UNROLL for (int u = 0; u < 4; u++) {
                 char *slot = to + (i + u * LANES) * size;
-                if (stream) v_stream(slot, y[u]);
+                if (paired && u % 2) continue;
+                if (paired && stream) v_stream_pair(slot, y[u], y[u + 1]);
+                else if (paired) v_store_pair(slot, y[u], y[u + 1]);
+                else if (stream) v_stream(slot, y[u]);
                 else if (direct || STORAGE_IS_REAL) v_store(slot, y[u]);
                 else v_storer(slot, y[u]);
             }
             i += GROUP;
             continue;
         }
-        int m = i < head ? head : LANES;
-        if (m > n - i) m = (int)(n - i);
+        int64_t end = i < head && head < n ? head : n;
+        int m = end - i < LANES ? (int)(end - i) : LANES;
         V x = m == LANES ? row_load(p, i, direct) : row_load_tail(p, i, m, max, direct);
         if (kind == ARRAY) c = v_load_tail_r(coefficient + i, m, none);
         V one = row_value(x, max, factor, spread, c, k, kind, logarithm);

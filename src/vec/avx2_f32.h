@@ -9,6 +9,8 @@ enum { LANES = 8 };
 
 /* 2^n is made by moving n + 127 into the exponent, so n stops at -126: what lies lower is flushed to 0. */
 #define EXP_LOWEST (-87.336f)
+#define V_SPLITS 0
+#define V_PAIRS_bf16 1
 #define EXP_TABLE_BITS 3
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
@@ -113,14 +115,28 @@ static inline void v_put_halves(char *p, __m128i h, int n) {
 static inline V v_widen_bf16(__m128i h) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
-static inline __m128i v_narrow_bf16(V a) {
+static inline __m256i v_round_bf16(V a) {
     __m256i u = _mm256_castps_si256(a);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-    r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan);
+}
+static inline __m128i v_narrow_bf16(V a) {
+    __m256i r = _mm256_srli_epi32(v_round_bf16(a), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
+/* 16 elements: the even ones in a, the odd ones in b. */
+static inline void v_load_pair_bf16(const char *p, V *a, V *b) {
+    __m256i u = _mm256_loadu_si256((const __m256i *)p);
+    *a = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+    *b = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000)));
+}
+static inline __m256i v_pair_bf16(V a, V b) {
+    return _mm256_blend_epi16(_mm256_srli_epi32(v_round_bf16(a), 16), v_round_bf16(b), 0xaa);
+}
+static inline void v_store_pair_bf16(char *p, V a, V b) { _mm256_storeu_si256((__m256i *)p, v_pair_bf16(a, b)); }
+static inline void v_stream_pair_bf16(char *p, V a, V b) { _mm256_stream_si256((__m256i *)p, v_pair_bf16(a, b)); }
 static inline V v_load_bf16(const char *p) { return v_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
 static inline V v_load_tail_bf16(const char *p, int n, V fill) {
     return v_select(v_first(n), v_widen_bf16(v_tail_halves(p, n)), fill);

@@ -9,6 +9,8 @@ enum { LANES = 16 };
 
 /* 2^-151.5 rounds to 0 in scalef, so -inf needs no case of its own. */
 #define EXP_LOWEST (-105.0f)
+#define V_SPLITS 8
+#define V_PAIRS_bf16 1
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };
@@ -92,6 +94,19 @@ static inline void v_transpose(V r[16]) {
     }
 }
 
+/* Every `count`-th element from `first` on of count vectors, for a count known at compile time. */
+static inline __attribute__((always_inline)) V v_split(const V r[], const int count, const int first) {
+    const __m512i iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i at = _mm512_add_epi32(_mm512_mullo_epi32(iota, _mm512_set1_epi32(count)), _mm512_set1_epi32(first));
+    V out = _mm512_permutex2var_ps(r[0], at, r[1]);
+    for (int c = 2; c < count; c++) {
+        __mmask16 here = 0;
+        for (int l = 0; l < 16; l++) here |= (__mmask16)((l * count + first) / 16 == c) << l;
+        out = _mm512_mask_permutexvar_ps(out, here, at, r[c]);
+    }
+    return out;
+}
+
 static inline V v_load_f32(const char *p) { return _mm512_loadu_ps(p); }
 static inline V v_load_tail_f32(const char *p, int n, V fill) { return _mm512_mask_loadu_ps(fill, v_first(n), p); }
 static inline void v_store_f32(char *p, V a) { _mm512_storeu_ps(p, a); }
@@ -101,14 +116,25 @@ static inline void v_stream_f32(char *p, V a) { _mm512_stream_ps((float *)p, a);
 static inline V v_widen_bf16(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
-/* Round to nearest even by hand: the bf16 instruction flushes subnormals. */
-static inline __m256i v_narrow_bf16(V a) {
+/* Rounded to nearest even by hand (the bf16 instruction flushes subnormals): the result in the high half of each lane. */
+static inline __m512i v_round_bf16(V a) {
     __m512i u = _mm512_castps_si512(a);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+    return _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
 }
+static inline __m256i v_narrow_bf16(V a) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(v_round_bf16(a), 16)); }
+/* 32 elements: the even ones in a, the odd ones in b. */
+static inline void v_load_pair_bf16(const char *p, V *a, V *b) {
+    __m512i u = _mm512_loadu_si512(p);
+    *a = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+    *b = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000)));
+}
+static inline __m512i v_pair_bf16(V a, V b) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(v_round_bf16(a), 16), v_round_bf16(b));
+}
+static inline void v_store_pair_bf16(char *p, V a, V b) { _mm512_storeu_si512(p, v_pair_bf16(a, b)); }
+static inline void v_stream_pair_bf16(char *p, V a, V b) { _mm512_stream_si512((__m512i *)p, v_pair_bf16(a, b)); }
 static inline V v_load_bf16(const char *p) { return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
 static inline V v_load_tail_bf16(const char *p, int n, V fill) {
     M k = v_first(n);

@@ -8,6 +8,7 @@ typedef __mmask8 M;
 enum { LANES = 8 };
 
 #define EXP_LOWEST (-747.0)
+#define V_SPLITS 0
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };

@@ -11,6 +11,7 @@ typedef int M;
 enum { LANES = 1 };
 
 #define EXP_LOWEST (sizeof(R) == 4 ? (R)-87.336 : (R)-708.39)
+#define V_SPLITS 0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 0 };
 enum { EXP_FLUSHES = 1 };
