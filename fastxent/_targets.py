@@ -70,7 +70,7 @@ def checked_mask(mask: Any, positions: Shape) -> Array:
     """One bool for each position; integers count as true where they are not 0."""
     array = as_array(mask, "mask", empty=np.dtype(bool))
     if array.dtype.kind in "iu":
-        array = array != 0
+        array = np.asarray(array != 0)  # of an array without axes NumPy makes a scalar
     elif array.dtype.kind != "b":
         hint = "; weights of positions are sample_weight" if array.dtype.kind == "f" or is_bfloat16(array.dtype) else ""
         raise TypeError(f"mask has dtype {array.dtype}; expected booleans or integers{hint}")

@@ -259,6 +259,11 @@ def test_masks_of_integers():
     assert fastxent.cross_entropy(LOGITS, TARGETS, mask=mask[0]) == row
     assert fastxent.cross_entropy(LOGITS, TARGETS, mask=mask[:1]) == row
     assert np.isnan(fastxent.cross_entropy(LOGITS, TARGETS, mask=False))
+    single = LOGITS[0, 0], TARGETS[0, 0]
+    for one in (1, np.array(1), np.int8(1), True, np.True_):
+        assert fastxent.cross_entropy(*single, mask=one) == fastxent.cross_entropy(*single)
+        assert fastxent.cross_entropy(LOGITS, TARGETS, mask=one) == fastxent.cross_entropy(LOGITS, TARGETS)
+        assert fastxent.sequence_reduce(2.0, mask=one, weight=one) == 2.0
 
 
 @pytest.mark.parametrize("shift", [T, T + 1, 2**31, 2**63, 10**30])
