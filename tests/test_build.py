@@ -69,7 +69,7 @@ def test_includes_are_there():
 # --- who may include what: the table of the architecture
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix != ".pyx"], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix != ".pyx"], ids=lambda p: "/".join(p.parts[-2:]))
 def test_c_files_keep_to_their_room(path):
     text = path.read_text()
     assert "Python.h" not in text
@@ -81,9 +81,9 @@ def test_c_files_keep_to_their_room(path):
 
 
 def test_python_files_keep_to_their_room():
+    foreign = re.compile(r"^\s*(from|import) .*\b(_native|_backends|numba|torch|jax|scipy)\b", re.MULTILINE)
     for name in ("reference.py", "_arguments.py"):
-        tree = (PACKAGE / name).read_text()
-        assert not re.search(r"^\s*(from|import) .*\b(_native|_backends|numba|torch|jax|scipy)\b", tree, re.MULTILINE), name
+        assert not foreign.search((PACKAGE / name).read_text()), name
 
 
 # --- compilers
@@ -91,10 +91,14 @@ def test_python_files_keep_to_their_room():
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
 def test_compiles_without_warnings(compiler, tmp_path):
-    """As in the build, with more warnings. A cross compiler shows that the NEON files are sound."""
+    """As in the build, with more warnings. A cross compiler shows that the NEON files are sound.
+
+    The files are large: gcc, which makes the build on most machines, only reads them here.
+    """
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    flags = "-std=c11 -O0 -ffp-contract=off -Wall -Wextra -Werror -pthread".split()
+    flags = ["-std=c11", "-O0", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    flags += ["-fsyntax-only"] if compiler == "gcc" else []
     for path in SOURCES:
         if path.suffix == ".c" and path.parent.name in ("src", "isa"):
             command = [compiler, *flags, f"-I{ROOT / 'src'}", "-c", path, "-o", tmp_path / "object.o"]
