@@ -5,8 +5,9 @@ default first, nothing is looked up twice, and what is rare (a list, a byte-swap
 of its own. Arrays are not converted or copied, except the small ones that describe targets, where a backend could not
 read them as they are.
 
-`loss_plan` serves all losses of a target, `activation_plan` and `activation_grad_plan` the activations, `reduce_plan`
-the reduction of given losses.
+What is slower or shared stands apart: `_coerce.py` takes arrays and numbers in, `_targets.py` judges what describes a
+target, `_outputs.py` what is written to. Here `loss_plan` serves all losses of a target, `activation_plan`,
+`logsumexp_plan` and `activation_grad_plan` the activations, `reduce_plan` the reduction of given losses.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Plan(NamedTuple):
     num_threads: int
     # The backends do not look at what follows.
     reduction: int
-    normalizer: float | None
+    normalizer: float | None  # what the sum is divided by; None: the sum of the weights
     empty_value: float
     scale: float  # of the gradient: a scalar upstream
     n_sequences: int
@@ -181,8 +182,12 @@ def loss_plan(
         code = REDUCTIONS[reduction]
     except (KeyError, TypeError):
         raise _reduction_error(reduction) from None
-    if normalizer is not None:
-        normalizer = _checked_normalizer(normalizer, code)
+    if len(positions) < 2:
+        n_sequences, sequence_length = positions[0] if positions else 1, 1
+    else:
+        n_sequences, sequence_length = _sequences(positions)
+    if normalizer is not None or code != REDUCTION_MEAN:
+        normalizer = _checked_normalizer(normalizer, code, n_sequences)
     if type(empty_value) is not float:
         empty_value = real_number(empty_value, "empty_value")
     scale = 1.0
@@ -203,10 +208,6 @@ def loss_plan(
         out = np.empty(positions, computed)
     if output is None and operation not in _WITHOUT_OUTPUT:
         output = np.empty_like(logits, stored, "K", False)
-    if len(positions) < 2:
-        n_sequences, sequence_length = positions[0] if positions else 1, 1
-    else:
-        n_sequences, sequence_length = _sequences(positions)
     return _new_tuple(Plan, (
         operation, logits, axis, targets, class_weight, sample_weight, mask, lengths, ignore_index, shift,
         label_smoothing, z_loss, logit_scale, softcap, upstream, saved,
@@ -233,9 +234,8 @@ def reduce_plan(
     if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise _reduction_error(reduction)
     code = REDUCTIONS[reduction]
-    if normalizer is not None:
-        normalizer = _checked_normalizer(normalizer, code)
     n_sequences, sequence_length = _sequences(positions)
+    normalizer = _checked_normalizer(normalizer, code, n_sequences)
     return _new_tuple(Plan, (
         OP_REDUCE, losses[..., np.newaxis], losses.ndim, None, None, weight, mask, lengths, None, 0,
         0.0, 0.0, 1.0, 0.0, None, None,
@@ -361,7 +361,9 @@ def _reduction_error(reduction: Any) -> ValueError:
     return ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}")
 
 
-def _checked_normalizer(normalizer: Any, code: int) -> float:
+def _checked_normalizer(normalizer: Any, code: int, n_sequences: int) -> float | None:
+    if normalizer is None:
+        return None if code == REDUCTION_MEAN else 1.0 if code == REDUCTION_SUM else float(n_sequences)
     if code != REDUCTION_SUM and code != REDUCTION_MEAN:
         raise ValueError('normalizer is for reduction="sum" or "mean" only')
     return finite_number(normalizer, "normalizer")

@@ -14,7 +14,7 @@ from numpy import float64
 from numpy.typing import NDArray
 
 from ._arguments import Plan
-from ._options import REDUCTION_MEAN, REDUCTION_NONE, REDUCTION_SEQUENCE_MEAN, REDUCTION_SUM
+from ._options import REDUCTION_NONE, REDUCTION_SEQUENCE_MEAN
 
 
 class Call(Protocol):
@@ -39,17 +39,10 @@ def value(plan: Plan, call: Call, total: float, divisor: float) -> Any:
         return plan.losses
     if reduction == REDUCTION_SEQUENCE_MEAN:
         return _sequence_mean(plan, call)
-    by = _divisor(plan, divisor)
+    by = plan.normalizer
+    if by is None:
+        by = divisor
     return float64(total / by if by else plan.empty_value)
-
-
-def _divisor(plan: Plan, divisor: float) -> float:
-    """What a single sum is divided by; `divisor` is the sum of the weights."""
-    if plan.normalizer is not None:
-        return plan.normalizer
-    if plan.reduction == REDUCTION_MEAN:
-        return divisor
-    return 1.0 if plan.reduction == REDUCTION_SUM else float(plan.n_sequences)
 
 
 def _sequence_mean(plan: Plan, call: Call) -> np.float64:
@@ -77,5 +70,5 @@ def gradient_scale(plan: Plan, call: Call, divisor: float) -> tuple[float, NDArr
         with np.errstate(all="ignore"):
             np.divide(1.0, divisors, out=shares, where=counted)
         return (plan.scale / number, shares) if number else None
-    by = _divisor(plan, divisor)
+    by = divisor if plan.normalizer is None else plan.normalizer
     return (plan.scale / by, None) if by else None

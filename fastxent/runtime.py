@@ -8,9 +8,11 @@ from the machine.
 from __future__ import annotations
 
 import platform
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
+
+import fastxent
 
 from . import _backends, _threads
 
@@ -85,9 +87,10 @@ def set_backend(name: str) -> None:
     Examples
     --------
     >>> import fastxent
-    >>> fastxent.set_backend("native")
-    >>> fastxent.get_backend()
-    'native'
+    >>> before = fastxent.get_backend()
+    >>> fastxent.set_backend(before)
+    >>> fastxent.get_backend() == before
+    True
     """
     _backends.select(name)
 
@@ -114,6 +117,14 @@ def get_backend() -> str:
     True
     """
     return str(_backends.chosen().NAME)
+
+
+@overload
+def show_config(mode: Literal["text"] = "text") -> None: ...
+
+
+@overload
+def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
 
 
 def show_config(mode: str = "text") -> dict[str, Any] | None:
@@ -145,7 +156,7 @@ def show_config(mode: str = "text") -> dict[str, Any] | None:
     if mode not in ("text", "dict"):
         raise ValueError(f"mode must be 'text' or 'dict', got {mode!r}")
     config = {
-        "version": _version(),
+        "version": fastxent.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
@@ -160,9 +171,3 @@ def show_config(mode: str = "text") -> dict[str, Any] | None:
     for name, value in config.items():
         print(f"{name:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
     return None
-
-
-def _version() -> str:
-    from fastxent import __version__
-
-    return __version__

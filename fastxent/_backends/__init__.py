@@ -64,10 +64,6 @@ def _default() -> Any:
             module = _load("numba")
         except ImportError:
             raise native_error from None
-    warnings.warn(
-        "fastxent's compiled module is missing, so it runs on Numba, which is slower; "
-        "to build the module: pip install . in the source folder, with a C compiler",
-        RuntimeWarning,
-        stacklevel=6,
-    )
+        reason = str(native_error)
+    warnings.warn(f"fastxent runs on Numba, which is slower: {reason}", RuntimeWarning, stacklevel=6)
     return module
