@@ -113,7 +113,10 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
     } else {
         panel_forward(panel, a, kind);
     }
-    if (indexed && x->dtype == STORAGE && !x->swapped && !call->transform) {
+    if (indexed && panel->packed_from == 0 && call->classes <= FX_TILE_CLASSES) {
+        const R *tile = (const R *)s->tile; /* all of the panel's logits */
+        for (int j = 0; j < width; j++) a.gap[j] = tile[target[j] * LANES + j];
+    } else if (indexed && x->dtype == STORAGE && !x->swapped && !call->transform) {
         for (int j = 0; j < width; j++) {
             int64_t t = target[j] < 0 ? 0 : target[j];
             a.gap[j] = load_one(at_position(run, FX_X, place(run, first + j)) + t * x->class_stride);
@@ -137,7 +140,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
 
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     Panel panel = {.call = call, .scratch = s, .lines = run->base[FX_X], .out_lines = run->base[FX_OUT],
-                   .width = run->n, .columns = 1};
+                   .packed_from = -1, .width = run->n, .columns = 1};
     if (run->valid) {
         panel_run(call, run, &panel, a, 0, coefficient_kind(call), wants_output);
         return;
@@ -157,15 +160,17 @@ static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int w
     const FxOperand *x = &call->operand[FX_X];
     const int few = V_SPLITS && call->classes >= 2 && call->classes <= V_SPLITS && tile_is_plain(call, x) &&
                     !run->index && run->step[FX_X] == call->classes * SIZE;
+    Panel panel = {.call = call, .scratch = s};
     for (int k = 0; k < run->valid; k += LANES) {
-        Panel panel = {.call = call, .scratch = s, .packed_from = -1,
-                       .width = run->valid - k < LANES ? run->valid - k : LANES};
+        panel.packed_from = -1;
+        panel.width = run->valid - k < LANES ? run->valid - k : LANES;
         panel.adjacent = few && panel.width == LANES;
+        panel.row[0] = at_position(run, FX_X, place(run, k));
         for (int l = 0; l < LANES; l++) {
             int64_t i = place(run, k + (l < panel.width ? l : 0));
-            panel.row[l] = at_position(run, FX_X, i);
-            panel.q[l] = at_position(run, FX_Y, i + call->shift);
-            panel.out[l] = at_position(run, FX_OUT, i);
+            if (!panel.adjacent) panel.row[l] = at_position(run, FX_X, i);
+            if (call->targets_are_probs) panel.q[l] = at_position(run, FX_Y, i + call->shift);
+            if (wants_output) panel.out[l] = at_position(run, FX_OUT, i);
         }
         panel_run(call, run, &panel, lanes_from(a, k), k, kind, wants_output);
     }

@@ -170,16 +170,24 @@ static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
     if (!columns) v_storer(a.max, best);
 }
 
-/* One vector of positions through up to LINES classes. */
-static FX_INLINE void panel_sum_lines(const char *p, int64_t d, int n, int j, int width, Lanes a, ExpScale k, int kind,
-                                      const R *coefficient, int per_lane, int columns) {
-    const V zero = v_set1(0), one = v_set1(1), max = v_loadr(a.max + j);
-    V sum[2] = {zero, zero}, equal = zero, moment = zero, mass = zero;
+/* The running sums of LANES positions: of exponentials, what its additions lost, how often the maximum was met (less one),
+ * the coefficients' dot product and their sum. */
+typedef struct {
+    V total, lost, equal, dot, mass;
+} Sums;
+
+/* LANES positions through up to LINES classes. */
+static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
+                                      int kind, const R *coefficient, int per_lane, int columns) {
+    const V zero = v_set1(0), one = v_set1(1);
+    V even = zero, odd = zero, moment = zero, mass = zero;
     for (int c = 0; c < n; c++, p += d) {
         V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
         M top = v_eq(x, max);
-        sum[c & 1] = v_add(sum[c & 1], v_drop(top, v_exp(y, k)));
-        equal = v_add(equal, v_keep(top, one));
+        V next = v_add(even, v_drop(top, v_exp(y, k)));
+        even = odd;
+        odd = next;
+        s->equal = v_add(s->equal, v_keep(top, one));
         if (kind == NONE) continue;
         if (kind == ARRAY) {
             V w = per_lane ? v_loadr(coefficient + c * LANES) : v_set1(coefficient[c]);
@@ -190,29 +198,37 @@ static FX_INLINE void panel_sum_lines(const char *p, int64_t d, int n, int j, in
         }
     }
     /* total + block, with what the addition loses kept apart (two-sum) */
-    V total = v_loadr(a.factor + j), block = v_add(sum[0], sum[1]), next = v_add(total, block);
-    V part = v_sub(next, total), error = v_add(v_sub(total, v_sub(next, part)), v_sub(block, part));
-    v_storer(a.factor + j, next);
-    v_storer(a.spread + j, v_add(v_loadr(a.spread + j), error));
-    v_storer(a.value + j, v_add(v_loadr(a.value + j), equal));
-    if (kind == NONE) return;
-    v_storer(a.dot + j, v_add(v_loadr(a.dot + j), moment));
-    if (kind == ARRAY) v_storer(a.mass + j, v_add(v_loadr(a.mass + j), mass));
+    V block = v_add(even, odd), next = v_add(s->total, block), part = v_sub(next, s->total);
+    s->lost = v_add(s->lost, v_add(v_sub(s->total, v_sub(next, part)), v_sub(block, part)));
+    s->total = next;
+    if (kind != NONE) s->dot = v_add(s->dot, moment);
+    if (kind == ARRAY) s->mass = v_add(s->mass, mass);
 }
 
-/* The running sum, what its additions lost, and the count of maxima stand in factor, spread and value meanwhile. */
+/* For columns the running sums of all positions stand where factor, spread and value will; a tile's are registers. */
+static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
+    Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), v_set1(0), v_set1(0)};
+    if (kind != NONE) s.dot = v_loadr(a.dot + j);
+    if (kind == ARRAY) s.mass = v_loadr(a.mass + j);
+    return s;
+}
+static FX_INLINE void sums_store(Lanes a, int j, int kind, const Sums *s) {
+    v_storer(a.factor + j, s->total);
+    v_storer(a.spread + j, s->lost);
+    v_storer(a.value + j, s->equal);
+    if (kind != NONE) v_storer(a.dot + j, s->dot);
+    if (kind == ARRAY) v_storer(a.mass + j, s->mass);
+}
+
 static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, int kind) {
     const FxCall *call = panel->call;
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
     const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
     const V zero = v_set1(0);
-    for (int j = 0; j < width; j += LANES) {
-        v_storer(a.factor + j, zero);
-        v_storer(a.spread + j, zero);
-        v_storer(a.value + j, v_set1(-1));
-        v_storer(a.dot + j, zero);
-        v_storer(a.mass + j, zero);
-    }
+    Sums s = {zero, zero, v_set1(-1), zero, zero};
+    const V max = v_loadr(a.max);
+    if (columns)
+        for (int j = 0; j < width; j += LANES) sums_store(a, j, kind, &s);
     for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
         int n = call->classes - c0 < step ? (int)(call->classes - c0) : step;
         int64_t d;
@@ -222,14 +238,22 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
         for (int c = 0; c < n; c += LINES) {
             int m = n - c < LINES ? n - c : LINES;
             const R *wc = kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL;
-            for (int j = 0; j < width; j += LANES)
-                panel_sum_lines(p + c * d, d, m, j, width, a, k, kind, wc, per_lane, columns);
+            if (!columns) {
+                panel_sum_lines(&s, max, p + c * d, d, m, 0, LANES, k, kind, wc, per_lane, 0);
+                continue;
+            }
+            for (int j = 0; j < width; j += LANES) {
+                s = sums_load(a, j, kind);
+                panel_sum_lines(&s, v_loadr(a.max + j), p + c * d, d, m, j, width, k, kind, wc, per_lane, 1);
+                sums_store(a, j, kind, &s);
+            }
         }
     }
     /* The sum over those below the maximum, and of those that equal it all but one. */
     for (int j = 0; j < width; j += LANES) {
-        V rest = v_add(v_loadr(a.factor + j), v_loadr(a.spread + j));
-        v_storer(a.rest + j, v_add(v_loadr(a.value + j), rest));
+        if (columns) s = sums_load(a, j, kind);
+        else if (kind != NONE) sums_store(a, j, kind, &s);
+        v_storer(a.rest + j, v_add(s.equal, v_add(s.total, s.lost)));
     }
 }
 
