@@ -395,7 +395,7 @@ def engines():
     """(backend, instruction set) of all that this machine can run; native is always among them, or this raises."""
     native = importlib.import_module("fastxent._native")
     found = [("native", isa) for isa in native.available_isas()]
-    if importlib.util.find_spec("numba"):
+    if all(importlib.util.find_spec(name) for name in ("numba", "fastxent._backends.numba_engine")):
         found.append(("numba", ""))
     return found
 
