@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     sentences = read_sentences()
     order = rng.permutation(len(sentences))
     held_out, training = ([sentences[i] for i in part] for part in np.split(order, [len(sentences) // 8]))
-    config = fastxent.show_config("dict") or {}
+    config = fastxent.show_config("dict")
     using = "fastxent {version}, {backend}, {instruction_set}, {num_threads} threads; NumPy {numpy}, Python {python}"
     say(using.format_map(config) + "\n")
     shortest, longest = min(map(len, sentences)), max(map(len, sentences))
