@@ -155,20 +155,90 @@ static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int
         memset(panel.out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)run->n * SIZE);
 }
 
+#if V_SPLITS
+/* LANES rows of up to V_SPLITS classes, one behind the other: a tile that never leaves the registers. Operation for
+ * operation what panel_forward and panel_write do, so a position's bits do not tell which of the two it went through. */
+static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const int64_t *target, Lanes a,
+                              const int classes) {
+    const ExpScale k = exp_scale(call->logit_scale);
+    const V zero = v_set1(0), one = v_set1(1);
+    const int indexed = call->operation <= FX_OP_LOSS_SOFTMAX, logarithm = call->operation == FX_OP_LOG_SOFTMAX;
+    V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[2] = {zero, zero}, equal = v_set1(-1), max = v_set1(-(R)INFINITY);
+    FX_UNROLL for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
+    FX_UNROLL for (int c = 0; c < classes; c++) {
+        x[c] = v_split(r, classes, c);
+        max = v_max(x[c], max);
+    }
+    FX_UNROLL for (int c = 0; c < classes; c++) {
+        M top = v_eq(x[c], max);
+        e[c] = v_exp(v_sub(x[c], max), k);
+        sum[c & 1] = v_add(sum[c & 1], v_drop(top, e[c]));
+        equal = v_add(equal, v_keep(top, one));
+    }
+    v_storer(a.max, max);
+    v_storer(a.rest, v_add(equal, v_add(sum[0], sum[1])));
+    V t = zero, gap = zero;
+    if (indexed) {
+        t = v_indices(target);
+        FX_UNROLL for (int c = 0; c < classes; c++) gap = v_select(v_eq(t, v_set1((R)c)), x[c], gap);
+        v_storer(a.gap, gap);
+    }
+    if (!to) return;
+    terms_at(call, a, 0);
+    const V factor = v_loadr(a.factor), value = v_loadr(a.value), scale = v_set1((R)call->logit_scale);
+    const M nothing = v_eq(factor, zero);
+    FX_UNROLL for (int c = 0; c < classes; c++) {
+        if (logarithm) x[c] = v_fms(v_sub(x[c], max), scale, factor);
+        else x[c] = v_drop(nothing, v_mul(factor, e[c]));
+        if (call->operation <= FX_OP_GRAD) x[c] = v_select(v_eq(t, v_set1((R)c)), value, x[c]);
+    }
+    FX_UNROLL for (int c = 0; c < classes; c++) v_store(to + c * LANES * SIZE, v_merge(x, classes, c));
+}
+
+static FX_NOINLINE void few_rows(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int n) {
+    const char *p = run->base[FX_X];
+    char *to = run->base[FX_OUT];
+    const int64_t panel = call->classes * LANES * SIZE;
+    for (int k = 0; k < n; k += LANES, p += panel, to = to ? to + panel : NULL) {
+        const int64_t *t = s->target + k;
+        Lanes here = lanes_from(a, k);
+        switch (call->classes) {
+        case 2: few_run(call, p, to, t, here, 2); break;
+        case 3: few_run(call, p, to, t, here, 3); break;
+        case 4: few_run(call, p, to, t, here, 4); break;
+        case 5: few_run(call, p, to, t, here, 5); break;
+        case 6: few_run(call, p, to, t, here, 6); break;
+        case 7: few_run(call, p, to, t, here, 7); break;
+        default: few_run(call, p, to, t, here, 8); break;
+        }
+    }
+}
+
+/* How many positions of the run few_rows can take: whole panels of a run without gaps. */
+static int few_fit(const FxCall *call, const Run *run, int kind) {
+    const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
+    const int64_t row = call->classes * SIZE;
+    if (call->classes < 2 || call->classes > V_SPLITS || kind != NONE || call->saved || run->index) return 0;
+    if (call->targets_are_probs || !tile_is_plain(call, x) || run->step[FX_X] != row) return 0;
+    if (out->data && (out->class_stride != SIZE || out->dtype != STORAGE || run->step[FX_OUT] != row)) return 0;
+    return run->valid / LANES * LANES;
+}
+#endif
+
 static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     const int kind = coefficient_kind(call);
-    const FxOperand *x = &call->operand[FX_X];
-    const int few = V_SPLITS && call->classes >= 2 && call->classes <= V_SPLITS && tile_is_plain(call, x) &&
-                    !run->index && run->step[FX_X] == call->classes * SIZE;
+    int done = 0;
+#if V_SPLITS
+    done = few_fit(call, run, kind);
+    if (done) few_rows(call, s, run, a, done);
+#endif
     Panel panel = {.call = call, .scratch = s};
-    for (int k = 0; k < run->valid; k += LANES) {
+    for (int k = done; k < run->valid; k += LANES) {
         panel.packed_from = -1;
         panel.width = run->valid - k < LANES ? run->valid - k : LANES;
-        panel.adjacent = few && panel.width == LANES;
-        panel.row[0] = at_position(run, FX_X, place(run, k));
         for (int l = 0; l < LANES; l++) {
             int64_t i = place(run, k + (l < panel.width ? l : 0));
-            if (!panel.adjacent) panel.row[l] = at_position(run, FX_X, i);
+            panel.row[l] = at_position(run, FX_X, i);
             if (call->targets_are_probs) panel.q[l] = at_position(run, FX_Y, i + call->shift);
             if (wants_output) panel.out[l] = at_position(run, FX_OUT, i);
         }
@@ -217,10 +287,10 @@ static double put_losses(const FxCall *call, const Run *run, const R *loss) {
         EMIT(run->base[FX_LOSSES], call->operand[FX_LOSSES].dtype, run->step[FX_LOSSES], loss, run->n);
     if (call->position_loss) memcpy((R *)call->position_loss + run->first, loss, sizeof(R) * (size_t)run->n);
     double part[8] = {0};
-    int i = 0;
-    for (; i + 8 <= run->n; i += 8)
-        for (int l = 0; l < 8; l++) part[l] += (double)loss[i + l];
-    for (; i < run->n; i++) part[0] += (double)loss[i];
+    const R *end = loss + run->n;
+    for (; loss + 8 <= end; loss += 8)
+        FX_UNROLL for (int l = 0; l < 8; l++) part[l] += (double)loss[l];
+    for (; loss < end; loss++) part[0] += (double)*loss;
     return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
 

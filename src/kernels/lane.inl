@@ -32,7 +32,6 @@ typedef struct {
     char *out_lines;
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     int width, columns;
-    int adjacent; /* FX_TILES: LANES rows of few classes, one behind the other */
 } Panel;
 
 static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
@@ -59,26 +58,6 @@ static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c
     }
 }
 
-#if V_SPLITS
-/* The same for LANES rows one behind the other, of few classes each: C vectors, dealt out. */
-static FX_INLINE void tile_split_as(R *tile, const char *p, const int classes) {
-    V r[V_SPLITS];
-    FX_UNROLL for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
-    FX_UNROLL for (int c = 0; c < classes; c++) v_storer(tile + c * LANES, v_split(r, classes, c));
-}
-static FX_INLINE void tile_split(R *tile, const char *p, int classes) {
-    switch (classes) {
-    case 2: tile_split_as(tile, p, 2); break;
-    case 3: tile_split_as(tile, p, 3); break;
-    case 4: tile_split_as(tile, p, 4); break;
-    case 5: tile_split_as(tile, p, 5); break;
-    case 6: tile_split_as(tile, p, 6); break;
-    case 7: tile_split_as(tile, p, 7); break;
-    default: tile_split_as(tile, p, 8); break;
-    }
-}
-#endif
-
 static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand *a, const char *const row[], int64_t c0,
                                     int n) {
     R *line = (R *)panel->scratch->fetch;
@@ -100,11 +79,7 @@ static FX_INLINE const char *panel_lines(Panel *panel, int64_t c0, int n, int64_
     *distance = LANES * sizeof(R);
     if (panel->packed_from == c0) return (const char *)tile;
     panel->packed_from = c0;
-#if V_SPLITS
-    if (panel->adjacent) tile_split(tile, panel->row[0], n);
-    else
-#endif
-        if (tile_is_plain(call, x)) tile_transpose(tile, panel->row, c0, n);
+    if (tile_is_plain(call, x)) tile_transpose(tile, panel->row, c0, n);
     else tile_gather(panel, tile, x, panel->row, c0, n);
     if (call->transform) {
         R *slope = (R *)panel->scratch->slope_tile;
@@ -180,25 +155,25 @@ typedef struct {
 static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
                                       int kind, const R *coefficient, int per_lane, int columns) {
     const V zero = v_set1(0), one = v_set1(1);
-    V even = zero, odd = zero, moment = zero, mass = zero;
-    for (int c = 0; c < n; c++, p += d) {
-        V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
-        M top = v_eq(x, max);
-        V next = v_add(even, v_drop(top, v_exp(y, k)));
-        even = odd;
-        odd = next;
-        s->equal = v_add(s->equal, v_keep(top, one));
-        if (kind == NONE) continue;
-        if (kind == ARRAY) {
-            V w = per_lane ? v_loadr(coefficient + c * LANES) : v_set1(coefficient[c]);
-            mass = v_add(mass, w);
-            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
-        } else {
-            moment = v_sub(moment, y);
+    V sum[2] = {zero, zero}, moment = zero, mass = zero;
+    for (int c = 0; c < n; c += 2)
+        FX_UNROLL for (int u = 0; u < 2; u++) {
+            if (c + u == n) break;
+            V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
+            M top = v_eq(x, max);
+            p += d;
+            sum[u] = v_add(sum[u], v_drop(top, v_exp(y, k)));
+            s->equal = v_add(s->equal, v_keep(top, one));
+            if (kind == ARRAY) {
+                V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
+                mass = v_add(mass, w);
+                moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+            } else if (kind == UNIFORM) {
+                moment = v_sub(moment, y);
+            }
         }
-    }
     /* total + block, with what the addition loses kept apart (two-sum) */
-    V block = v_add(even, odd), next = v_add(s->total, block), part = v_sub(next, s->total);
+    V block = v_add(sum[0], sum[1]), next = v_add(s->total, block), part = v_sub(next, s->total);
     s->lost = v_add(s->lost, v_add(v_sub(s->total, v_sub(next, part)), v_sub(block, part)));
     s->total = next;
     if (kind != NONE) s->dot = v_add(s->dot, moment);

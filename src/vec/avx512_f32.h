@@ -106,6 +106,24 @@ static inline __attribute__((always_inline)) V v_split(const V r[], const int co
     }
     return out;
 }
+/* The reverse: vector number `which` of those that v_split's results came from. */
+static inline __attribute__((always_inline)) V v_merge(const V line[], const int count, const int which) {
+    __m512i at = _mm512_setzero_si512();
+    __mmask16 from[8] = {0};
+    for (int i = 0; i < 16; i++) {
+        int e = 16 * which + i;
+        from[e % count] |= (__mmask16)(1 << i);
+        at = _mm512_mask_mov_epi32(at, (__mmask16)(1 << i), _mm512_set1_epi32(e / count));
+    }
+    V out = _mm512_permutexvar_ps(at, line[0]);
+    for (int c = 1; c < count; c++) out = _mm512_mask_permutexvar_ps(out, from[c], at, line[c]);
+    return out;
+}
+/* LANES indices as numbers: exact below 2^24. */
+static inline V v_indices(const int64_t *p) {
+    __m256 a = _mm512_cvtepi64_ps(_mm512_loadu_si512(p)), b = _mm512_cvtepi64_ps(_mm512_loadu_si512(p + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
+}
 
 static inline V v_load_f32(const char *p) { return _mm512_loadu_ps(p); }
 static inline V v_load_tail_f32(const char *p, int n, V fill) { return _mm512_mask_loadu_ps(fill, v_first(n), p); }
