@@ -55,7 +55,7 @@ static FX_INLINE void finish_loss(const FxCall *call, Lanes a, int j) {
 static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) {
     const V one = v_set1(1), zero = v_set1(0);
     const double scale = call->transform ? 1 : call->logit_scale, smooth = call->smoothing / (double)call->classes;
-    V rest = finish_rest(a, j), inverse = v_div(one, v_add(one, rest)), gone = v_mul(rest, inverse);
+    V rest = finish_rest(a, j), inverse = v_div(one, v_add(one, rest));
     if (call->operation == FX_OP_SOFTMAX || call->operation == FX_OP_LOSS_SOFTMAX) {
         v_storer(a.factor + j, inverse);
         return;
@@ -84,7 +84,8 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
     }
     V total = v_add(mass, z);
     v_storer(a.factor + j, v_mul(upstream, v_mul(total, inverse)));
-    value = v_fma(z, inverse, v_fnma(mass, gone, other));
+    V own = call->targets_are_probs ? v_loadr(a.top + j) : weight; /* the coefficient that meets the maximum */
+    value = v_mul(inverse, v_add(z, v_fnma(own, rest, other)));
     if (!call->targets_are_probs) {
         V p = v_mul(inverse, v_exp(v_sub(zero, v_loadr(a.gap + j)), exp_scale(1)));
         value = v_select(v_lt(zero, equal), value, v_fms(total, p, weight));

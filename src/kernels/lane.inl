@@ -148,8 +148,15 @@ static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
 /* The running sums of LANES positions: of exponentials, what its additions lost, how often the maximum was met (less one),
  * the coefficients' dot product and their sum. */
 typedef struct {
-    V total, lost, equal, dot, mass;
+    V total, lost, equal, dot, dot_lost, mass, mass_lost;
 } Sums;
+
+/* total + term, with what the addition loses kept apart (two-sum). */
+static FX_INLINE void add_exactly(V *total, V *lost, V term) {
+    V next = v_add(*total, term), part = v_sub(next, *total);
+    *lost = v_add(*lost, v_add(v_sub(*total, v_sub(next, part)), v_sub(term, part)));
+    *total = next;
+}
 
 /* LANES positions through up to LINES classes. */
 static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
@@ -162,7 +169,8 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
             V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
             M top = v_eq(x, max);
             p += d;
-            sum[u] = v_add(sum[u], v_drop(top, v_exp(y, k)));
+            V e = v_drop(top, v_exp(y, k));
+            sum[u] = v_add(sum[u], e);
             s->equal = v_add(s->equal, v_keep(top, one));
             if (kind == ARRAY) {
                 V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
@@ -170,21 +178,22 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
                 moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
             } else if (kind == UNIFORM) {
                 moment = v_sub(moment, y);
+            } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+                moment = v_fnma(e, v_max(k.lowest, y), moment);
             }
         }
-    /* total + block, with what the addition loses kept apart (two-sum) */
-    V block = v_add(sum[0], sum[1]), next = v_add(s->total, block), part = v_sub(next, s->total);
-    s->lost = v_add(s->lost, v_add(v_sub(s->total, v_sub(next, part)), v_sub(block, part)));
-    s->total = next;
-    if (kind != NONE) s->dot = v_add(s->dot, moment);
-    if (kind == ARRAY) s->mass = v_add(s->mass, mass);
+    add_exactly(&s->total, &s->lost, v_add(sum[0], sum[1]));
+    if (kind != NONE) add_exactly(&s->dot, &s->dot_lost, moment);
+    if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, mass);
 }
 
-/* For columns the running sums of all positions stand where factor, spread and value will; a tile's are registers. */
+/* For columns the running sums of all positions stand in arrays that are used later (the mass is not wanted: there are no
+ * class probabilities); a tile's are registers. */
 static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
-    Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), v_set1(0), v_set1(0)};
+    const V zero = v_set1(0);
+    Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), zero, zero, zero, zero};
     if (kind != NONE) s.dot = v_loadr(a.dot + j);
-    if (kind == ARRAY) s.mass = v_loadr(a.mass + j);
+    if (kind != NONE) s.dot_lost = v_loadr(a.gap + j);
     return s;
 }
 static FX_INLINE void sums_store(Lanes a, int j, int kind, const Sums *s) {
@@ -192,7 +201,7 @@ static FX_INLINE void sums_store(Lanes a, int j, int kind, const Sums *s) {
     v_storer(a.spread + j, s->lost);
     v_storer(a.value + j, s->equal);
     if (kind != NONE) v_storer(a.dot + j, s->dot);
-    if (kind == ARRAY) v_storer(a.mass + j, s->mass);
+    if (kind != NONE) v_storer(a.gap + j, s->dot_lost);
 }
 
 static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, int kind) {
@@ -200,7 +209,7 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
     const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
     const V zero = v_set1(0);
-    Sums s = {zero, zero, v_set1(-1), zero, zero};
+    Sums s = {zero, zero, v_set1(-1), zero, zero, zero, zero};
     const V max = v_loadr(a.max);
     if (columns)
         for (int j = 0; j < width; j += LANES) sums_store(a, j, kind, &s);
@@ -227,7 +236,8 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
     /* The sum over those below the maximum, and of those that equal it all but one. */
     for (int j = 0; j < width; j += LANES) {
         if (columns) s = sums_load(a, j, kind);
-        else if (kind != NONE) sums_store(a, j, kind, &s);
+        if (kind != NONE) v_storer(a.dot + j, v_add(s.dot, s.dot_lost));
+        if (kind == ARRAY && !columns) v_storer(a.mass + j, v_add(s.mass, s.mass_lost));
         v_storer(a.rest + j, v_add(s.equal, v_add(s.total, s.lost)));
     }
 }

@@ -7,10 +7,6 @@ enum { IDENTITY, NEGATIVE, NEGATIVE_LOG };
 static FX_INLINE V pick_value(V x, int form) {
     return form == IDENTITY ? x : form == NEGATIVE ? v_sub(v_set1(0), x) : v_sub(v_set1(0), v_log(x));
 }
-/* Its derivative. */
-static FX_INLINE V pick_slope(V x, int form) {
-    return form == NEGATIVE ? v_set1(-1) : v_div(v_set1(-1), x);
-}
 
 /* sum of coefficient · value over the classes of one row, and of the coefficients. */
 static double pick_dot(const Row *row, int form) {
@@ -44,8 +40,9 @@ static void pick_write(const Row *row, int form, double upstream, char *to) {
         const R *c = row_coefficients(row, c0, n);
         for (int64_t i = 0; i < n; i += LANES) {
             int m = n - i < LANES ? (int)(n - i) : LANES;
-            V w = v_load_tail_r(c + i, m, v_set1(0)), s = pick_slope(v_load_tail_r(p + i, m, v_set1(1)), form);
-            V g = v_mul(v_mul(v_set1((R)upstream), w), s);
+            V w = v_load_tail_r(c + i, m, v_set1(0)), v = v_load_tail_r(p + i, m, v_set1(1));
+            V g = v_mul(v_set1(-(R)upstream), w);
+            if (form == NEGATIVE_LOG) g = v_div(g, v); /* the quotient last: 1/p of a tiny p may overflow */
             v_storer(y + i, v_drop(v_eq(w, v_set1(0)), g));
         }
         EMIT(to + c0 * out->class_stride, out->dtype, out->class_stride, y, n);
@@ -92,8 +89,8 @@ static void pick_run(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
         v_storer(slot, pick_value(v_set1(logit), form));
         if (coefficient != 0) a.loss[k] = (R)(w * coefficient * (double)slot[0]) + 0;
         if (!gradient) continue;
-        v_storer(slot, pick_slope(v_set1(logit), form));
-        slot[0] = coefficient != 0 ? (R)(upstream * coefficient * (double)slot[0]) : 0;
+        double slope = form == NEGATIVE ? -1 : -1 / (double)logit;
+        slot[0] = coefficient != 0 ? (R)(upstream * coefficient * slope) : 0;
         write_zeros(call, to);
         EMIT(to + t * out->class_stride, out->dtype, out->class_stride, slot, 1);
     }
@@ -121,6 +118,10 @@ static void activation_grad_run(FxCall *call, FxScratch *s, const Run *run) {
                     if (!pass) total = logarithm ? v_add(total, gv) : v_fma(yv, gv, total);
                     else if (logarithm) v_storer(to + j, v_fnma(v_exp(yv, k), all, gv));
                     else v_storer(to + j, v_mul(yv, v_sub(gv, all)));
+                    if (!pass && j / LANES % 32 == 31) { /* no long chain of roundings */
+                        sum += v_hsum(total);
+                        total = v_set1(0);
+                    }
                 }
                 if (!pass) sum += v_hsum(total);
                 else EMIT(op + c0 * out->class_stride, out->dtype, out->class_stride, to, n);

@@ -15,8 +15,8 @@ typedef struct {
     double weight;  /* sum of the coefficients */
 } RowStats;
 
-/* How the coefficients of the classes are given. */
-enum { NONE, UNIFORM, ARRAY };
+/* How the coefficients of the classes are given; ENTROPY: they are the exponentials themselves. */
+enum { NONE, UNIFORM, ARRAY, ENTROPY };
 
 /* One row of logits as the kernels see it: `direct` in memory, or fetched block by block. */
 typedef struct {
@@ -150,6 +150,11 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
         even = odd;
         odd = next;
         if (kind == NONE) continue;
+        if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+            FX_UNROLL for (int u = 0; u < 4; u++)
+                moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), moment[u & 1]);
+            continue;
+        }
         FX_UNROLL for (int u = 0; u < 4; u++) {
             int64_t left = n - i - u * LANES;
             V c = v_set1(1), d = v[u];
@@ -163,6 +168,12 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
                 d = left > 0 ? v_keep(v_first((int)left), d) : zero;
             }
             moment[u & 1] = v_fnma(c, d, moment[u & 1]);
+        }
+        if (i / GROUP % 8 == 7) { /* no long chain of roundings */
+            *dot += v_hsum(v_add(moment[0], moment[1]));
+            moment[0] = moment[1] = zero;
+            if (kind == ARRAY) *weight += v_hsum(mass);
+            mass = zero;
         }
     }
     if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));
