@@ -97,8 +97,11 @@ def run(options: argparse.Namespace, mode: str, folder: Path) -> dict[str, Any]:
 
 
 def save(results: dict[str, Any], folder: Path) -> None:
+    """A record a line: small enough to commit, and a diff of two runs can be read."""
+    about = json.dumps(rounded({**results, "records": []}), indent=1)
+    lines = ",\n".join(json.dumps(rounded(record)) for record in results["records"])
     partial = folder / "results.json.part"
-    partial.write_text(json.dumps(rounded(results), indent=1) + "\n")
+    partial.write_text(about.replace('"records": []', f'"records": [\n{lines}\n]') + "\n")
     partial.replace(folder / "results.json")
 
 
