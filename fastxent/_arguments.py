@@ -91,6 +91,7 @@ class Plan(NamedTuple):
     sequence_length: int
     per_sequence: bool  # whether sums and divisors are wanted for each sequence
     num_threads: int
+    statistics: tuple[MaybeArray, ...] | None  # written: what scoring wants of each position
     # The backends do not look at what follows.
     reduction: int
     normalizer: float | None  # what the sum is divided by; None: the sum of the weights
@@ -214,7 +215,7 @@ def loss_plan(
         out, np.empty((*positions, 2), computed) if return_saved else None, output,
         sequence_length, code == REDUCTION_SEQUENCE_MEAN,
         (_threads.count or _threads.determine()) if num_threads is None else _threads.checked_count(num_threads),
-        code, normalizer, empty_value, scale, n_sequences,
+        None, code, normalizer, empty_value, scale, n_sequences,
     ))
 
 
@@ -241,7 +242,7 @@ def reduce_plan(
         0.0, 0.0, 1.0, 0.0, None, None,
         np.empty(positions, computed) if code == REDUCTION_NONE else None, None, None,
         sequence_length, code == REDUCTION_SEQUENCE_MEAN, _threads.count or _threads.determine(),
-        code, normalizer, real_number(empty_value, "empty_value"), 1.0, n_sequences,
+        None, code, normalizer, real_number(empty_value, "empty_value"), 1.0, n_sequences,
     ))
 
 
@@ -301,7 +302,7 @@ def _scores_plan(
 ) -> Plan:
     return _new_tuple(Plan, (
         operation, scores, axis, given, None, None, None, None, None, 0, 0.0, 0.0, 1.0, 0.0, None, None,
-        losses, None, output, 1, False, _thread_count(threads), REDUCTION_NONE, None, math.nan, 1.0, 0,
+        losses, None, output, 1, False, _thread_count(threads), None, REDUCTION_NONE, None, math.nan, 1.0, 0,
     ))
 
 

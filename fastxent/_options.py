@@ -20,6 +20,9 @@ OP_PROBS_GRAD = 10
 OP_REDUCE = 11  # a masked reduction of given losses
 OP_SOFTMAX_GRAD = 12
 OP_LOG_SOFTMAX_GRAD = 13
+OP_STATISTICS = 14  # of each position: log-probability, rank, entropy ...
+OP_PARTIALS = 15  # the same of a range of the classes, to be merged
+OP_TOP_K = 16
 
 REDUCTION_NONE = 0
 REDUCTION_SUM = 1

@@ -22,7 +22,7 @@ cdef extern from "fastxent.h" nogil:
     enum:
         FX_OP_LOSS, FX_OP_LOSS_GRAD, FX_OP_GRAD, FX_OP_LOSS_SOFTMAX, FX_OP_SOFTMAX, FX_OP_LOG_SOFTMAX, FX_OP_LOGSUMEXP
         FX_OP_NLL, FX_OP_NLL_GRAD, FX_OP_PROBS, FX_OP_PROBS_GRAD, FX_OP_REDUCE, FX_OP_SOFTMAX_GRAD
-        FX_OP_LOG_SOFTMAX_GRAD
+        FX_OP_LOG_SOFTMAX_GRAD, FX_OP_STATISTICS, FX_OP_PARTIALS, FX_OP_TOP_K
     enum:
         FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_OPERANDS
     enum:
@@ -51,6 +51,8 @@ cdef extern from "fastxent.h" nogil:
         char *saved_out
         double *position_weight
         void *position_loss
+        void *statistics[6]
+        int64_t top_k
         double (*partial)[2]
         int64_t bad_position
 
@@ -66,7 +68,7 @@ cdef extern from "fastxent.h" nogil:
 PLAN_FIELDS = (
     "operation", "logits", "axis", "targets", "class_weight", "sample_weight", "mask", "lengths", "ignore_index",
     "shift", "label_smoothing", "z_loss", "logit_scale", "softcap", "upstream", "saved", "losses", "saved_out",
-    "output", "sequence_length", "per_sequence", "num_threads",
+    "output", "sequence_length", "per_sequence", "num_threads", "statistics",
 )
 
 cdef int _isa = 0
@@ -157,8 +159,8 @@ cdef class Call:
             targets is not None and cnp.PyArray_NDIM(<cnp.ndarray>targets) == nd and c.operation < FX_OP_REDUCE
         )
         describe(&c.operand[FX_Y], targets,
-                 axis if c.targets_are_probs or c.operation >= FX_OP_SOFTMAX_GRAD else -1)
-        if c.operation >= FX_OP_SOFTMAX_GRAD:
+                 axis if c.targets_are_probs or FX_OP_SOFTMAX_GRAD <= c.operation < FX_OP_STATISTICS else -1)
+        if FX_OP_SOFTMAX_GRAD <= c.operation < FX_OP_STATISTICS:
             c.targets_are_probs = 1
         describe(&c.operand[FX_MASK], plan[6], -1)
         describe(&c.operand[FX_WEIGHT], plan[5], -1)
@@ -193,6 +195,11 @@ cdef class Call:
         c.sequence_length = plan[19]
         c.position_weight = NULL
         c.position_loss = NULL
+        if plan[22] is not None:
+            for d, result in enumerate(plan[22]):
+                c.statistics[d] = NULL if result is None else cnp.PyArray_DATA(<cnp.ndarray>result)
+            if c.operation == FX_OP_TOP_K:
+                c.top_k = cnp.PyArray_DIM(<cnp.ndarray>plan[22][0], nd - 1)
         self.sequences = c.positions
         if c.sequence_length != 1:
             self.sequences = c.positions // c.sequence_length if c.sequence_length else 0
@@ -269,7 +276,8 @@ def codes():
         "OP_LOSS_SOFTMAX": FX_OP_LOSS_SOFTMAX, "OP_SOFTMAX": FX_OP_SOFTMAX, "OP_LOG_SOFTMAX": FX_OP_LOG_SOFTMAX,
         "OP_LOGSUMEXP": FX_OP_LOGSUMEXP, "OP_NLL": FX_OP_NLL, "OP_NLL_GRAD": FX_OP_NLL_GRAD, "OP_PROBS": FX_OP_PROBS,
         "OP_PROBS_GRAD": FX_OP_PROBS_GRAD, "OP_REDUCE": FX_OP_REDUCE, "OP_SOFTMAX_GRAD": FX_OP_SOFTMAX_GRAD,
-        "OP_LOG_SOFTMAX_GRAD": FX_OP_LOG_SOFTMAX_GRAD,
+        "OP_LOG_SOFTMAX_GRAD": FX_OP_LOG_SOFTMAX_GRAD, "OP_STATISTICS": FX_OP_STATISTICS,
+        "OP_PARTIALS": FX_OP_PARTIALS, "OP_TOP_K": FX_OP_TOP_K,
     }
 
 

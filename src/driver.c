@@ -43,6 +43,7 @@ static int family(const FxCall *call) {
     const int64_t item = own ? size : x->dtype == FX_F32 || x->dtype == FX_I32 || x->dtype == FX_U32 ? 4
                                : x->dtype == FX_F16 || x->dtype == FX_BF16 || x->dtype == FX_I16 || x->dtype == FX_U16 ? 2
                                : x->dtype == FX_I8 || x->dtype == FX_U8 ? 1 : 8;
+    if (call->operation == FX_OP_TOP_K || (call->operation >= FX_OP_STATISTICS && call->transform)) return FX_ROWS;
     if (call->classes == 1) return FX_TILES;
     if (x->class_stride == item || x->class_stride == -item)
         return call->classes >= rows_from(call->storage) ? FX_ROWS : FX_TILES;

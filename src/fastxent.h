@@ -31,6 +31,9 @@ typedef enum {
     FX_OP_REDUCE,
     FX_OP_SOFTMAX_GRAD,
     FX_OP_LOG_SOFTMAX_GRAD,
+    FX_OP_STATISTICS,
+    FX_OP_PARTIALS,
+    FX_OP_TOP_K,
 } FxOperation;
 
 /* The first four are storage types, with kernels of their own; integers are packed to float64. */
@@ -92,6 +95,11 @@ typedef struct FxCall {
     double *position_weight; /* each position's share of the divisor, or NULL */
     void *position_loss;     /* each position's loss in the compute type, or NULL */
 
+    /* Of each position, in a row: log_prob, logsumexp, argmax, rank, entropy, largest probability, or NULL (argmax and
+     * rank in int64, the others in the compute type); the five partials in float64; or top_k values and their classes. */
+    void *statistics[6];
+    int64_t top_k;
+
     /* How the positions are divided (driver.c). */
     int64_t piece, pieces; /* positions of a piece, and pieces of one line of the innermost axis */
     int64_t lines;         /* whole lines in a block, if a line is one piece */
@@ -127,6 +135,7 @@ typedef struct {
     double max[FX_MAX_WIDTH], rest[FX_MAX_WIDTH], gap[FX_MAX_WIDTH], dot[FX_MAX_WIDTH], mass[FX_MAX_WIDTH];
     double top[FX_MAX_WIDTH], factor[FX_MAX_WIDTH], spread[FX_MAX_WIDTH], value[FX_MAX_WIDTH], loss[FX_MAX_WIDTH];
     double sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH], sample_r[FX_MAX_WIDTH], upstream_r[FX_MAX_WIDTH];
+    double argmax[FX_MAX_WIDTH], rank[FX_MAX_WIDTH];
     int64_t target[FX_MAX_WIDTH];
     int32_t valid[FX_MAX_WIDTH];
     double slack[FX_MAX_LANES]; /* what a vector may write past the last position */

@@ -301,6 +301,10 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     const int closing = call->family != FX_COLUMNS || op >= FX_OP_NLL;
     Lanes a = lanes_of(call, s);
     *divisor = read_positions(call, s, run, gradient);
+    if (op >= FX_OP_STATISTICS) {
+        statistics_run(call, s, run, a);
+        return 0;
+    }
     if (op >= FX_OP_SOFTMAX_GRAD) {
         activation_grad_run(call, s, run);
         return 0;

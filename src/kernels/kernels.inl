@@ -33,4 +33,6 @@ void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "finish.inl"
 #include "positions.inl"
 #include "pick.inl"
+#include "top.inl"
+#include "statistics.inl"
 #include "block.inl"

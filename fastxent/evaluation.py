@@ -1,0 +1,273 @@
+"""An evaluation over any number of batches, in constant memory: add batches, merge evaluators, read the numbers.
+
+An `Evaluator` keeps counts and float64 sums (`_Totals`), never samples. A batch becomes totals of its own by one pass
+of `token_statistics`; totals are added, whether they come from a batch, another process or a file. Counts add up to the
+same in any order; sums are added in the order of the calls, and another order changes their last digits at most.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ._arguments import Plan
+from ._scoring_arguments import bytes_of_targets, evaluator_options, same_setting, state_argument, statistics_plan
+from .statistics import run_statistics
+
+Array = NDArray[Any]
+_VERSION = 1
+
+
+@dataclass
+class _Totals:
+    """What is known of the positions so far; nll_m2 is the sum of squared distances from their mean loss."""
+
+    tokens: int
+    masked: int
+    sequences: int
+    bytes: int
+    correct: int
+    nll: float
+    nll_m2: float
+    entropy: float
+    sequence_nll: float
+    top_k: list[int]
+    bin_tokens: list[int]
+    bin_correct: list[int]
+    bin_confidence: list[float]
+
+    @classmethod
+    def nothing(cls, n_top_k: int, bins: int) -> _Totals:
+        return cls(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, [0] * n_top_k, [0] * bins, [0] * bins, [0.0] * bins)
+
+    def plus(self, other: _Totals) -> _Totals:
+        total = _Totals(**{f.name: _sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(_Totals)})
+        if self.tokens and other.tokens:  # Chan, Golub, LeVeque (1983): between the two means
+            apart = other.nll / other.tokens - self.nll / self.tokens
+            total.nll_m2 += apart * apart * (self.tokens * (other.tokens / total.tokens))
+        return total
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `Evaluator.compute` returns. Losses and entropy are in nats; means over nothing are NaN."""
+
+    nll: float  # mean loss of a valid position
+    nll_stderr: float  # standard error of that mean, positions taken as independent
+    perplexity: float
+    bits_per_token: float
+    bits_per_byte: float | None
+    accuracy: float
+    top_k_accuracy: dict[int, float]
+    entropy: float
+    ece: float  # expected calibration error
+    sequence_nll: float  # mean of the sequences' own means
+    n_tokens: int
+    n_masked: int
+    n_sequences: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a dictionary."""
+        return asdict(self)
+
+
+class Evaluator:
+    r"""Perplexity, accuracy, calibration and more over any number of batches, in constant memory.
+
+    .. math::
+        \mathrm{nll} = -\frac{1}{n} \sum_i \log p_i(t_i), \qquad
+        \mathrm{ece} = \sum_b \frac{n_b}{n} \left| \mathrm{accuracy}_b - \mathrm{confidence}_b \right|
+
+    over all n valid positions, and over bins b of positions by the probability of their most likely class.
+
+    Parameters
+    ----------
+    top_k : sequence of int, default (1, 5)
+        For each k, how often the target is among the k most likely classes (of equal ones the smaller index).
+    ignore_index, shift, axis, logit_scale, softcap, num_threads
+        As for `token_statistics`.
+    token_bytes : array_like of int, optional
+        Of shape (C,): how many bytes of text each class stands for, for `bits_per_byte`.
+    calibration_bins : int, default 15
+        How many bins [a, b) of equal width from 0 to 1; the last has its end too.
+
+    Returns
+    -------
+    Evaluator
+        With nothing counted yet.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option has a wrong type or value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastxent
+    >>> evaluator = fastxent.Evaluator(top_k=(1, 2))
+    >>> evaluator.update(np.log([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]), [1, 1])
+    >>> evaluator.update(np.log([[0.5, 0.25, 0.25]]), [-100])
+    >>> found = evaluator.compute()
+    >>> found.n_tokens, found.n_masked, found.accuracy, found.top_k_accuracy
+    (2, 1, 0.5, {1: 0.5, 2: 1.0})
+    >>> round(found.perplexity, 6)  # (0.25 * 0.8) ** (-1 / 2)
+    2.236068
+
+    References
+    ----------
+    .. [1] M. P. Naeini, G. F. Cooper, M. Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning"
+       (2015), section 3.2: expected calibration error.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_k: tuple[int, ...] = (1, 5),
+        ignore_index: int | None = -100,
+        shift: int = 0,
+        token_bytes: ArrayLike | None = None,
+        calibration_bins: int = 15,
+        axis: int = -1,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self._top_k, self._token_bytes, self._bins = evaluator_options(top_k, token_bytes, calibration_bins)
+        self._ignore_index, self._shift, self._axis = ignore_index, shift, axis
+        self._logit_scale, self._softcap, self._num_threads = logit_scale, softcap, num_threads
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._totals = _Totals.nothing(len(self._top_k), self._bins)
+
+    def update(
+        self,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+    ) -> None:
+        """Add a batch: NumPy arrays, CPU tensors, anything that `token_statistics` takes.
+
+        Each sequence counts as one for `sequence_nll` and `n_sequences`, so a sequence has to be in one batch; all
+        other numbers do not mind where a batch ends. If this raises an error, nothing has been added.
+
+        Parameters
+        ----------
+        logits, targets, mask, lengths
+            As for `token_statistics`.
+        """
+        plan = statistics_plan(
+            logits, targets, self._axis, mask, lengths, self._ignore_index, self._shift, self._logit_scale,
+            self._softcap, self._num_threads, with_top=True,
+        )
+        self._totals = self._totals.plus(self._of_batch(plan))
+
+    def merge(self, other: Evaluator) -> None:
+        """Add what another evaluator of the same options has counted."""
+        if not isinstance(other, Evaluator):
+            raise TypeError(f"other must be an Evaluator, got an object of type {type(other).__name__}")
+        for (name, mine), theirs in zip(self._settings().items(), other._settings().values(), strict=True):
+            same_setting(name, mine, theirs)
+        self._totals = self._totals.plus(other._totals)
+
+    def compute(self) -> Evaluation:
+        """The numbers of all batches so far."""
+        t = self._totals
+        nll = _ratio(t.nll, t.tokens)
+        bits = nll / math.log(2)
+        spread = _ratio(t.nll_m2, t.tokens - 1)
+        bins = zip(t.bin_correct, t.bin_confidence, strict=True)
+        return Evaluation(
+            nll=nll,
+            nll_stderr=math.sqrt(_ratio(spread, t.tokens)),
+            perplexity=math.exp(nll) if not nll > 709.0 else math.inf,
+            bits_per_token=bits,
+            bits_per_byte=None if self._token_bytes is None else _ratio(t.nll / math.log(2), t.bytes),
+            accuracy=_ratio(t.correct, t.tokens),
+            top_k_accuracy={k: _ratio(n, t.tokens) for k, n in zip(self._top_k, t.top_k, strict=True)},
+            entropy=_ratio(t.entropy, t.tokens),
+            ece=_ratio(sum(abs(correct - confidence) for correct, confidence in bins), t.tokens),
+            sequence_nll=_ratio(t.sequence_nll, t.sequences),
+            n_tokens=t.tokens,
+            n_masked=t.masked,
+            n_sequences=t.sequences,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has been counted, in the types of JSON; infinities and NaN, which it lacks, as text."""
+        totals = {name: _to_plain(value) for name, value in asdict(self._totals).items()}
+        return {"version": _VERSION, "settings": self._settings(), "totals": totals}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, in an evaluator of the same options."""
+        state = state_argument(state, _VERSION)
+        for name, mine in self._settings().items():
+            same_setting(name, mine, state["settings"].get(name))
+        kinds = asdict(_Totals.nothing(len(self._top_k), self._bins))
+        self._totals = _Totals(**{name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()})
+
+    def _settings(self) -> dict[str, Any]:
+        """What two evaluators must have in common for their counts to mean the same."""
+        return {
+            "top_k": list(self._top_k),
+            "calibration_bins": self._bins,
+            "token_bytes": self._token_bytes is not None,
+        }
+
+    def _of_batch(self, plan: Plan) -> _Totals:
+        log_prob, logsumexp, _, rank, entropy, top = (np.asarray(a) for a in run_statistics(plan))
+        valid = (rank >= 0) | np.isnan(logsumexp)  # a NaN row has no rank either, and counts
+        tokens = int(np.count_nonzero(valid))
+        total = _Totals.nothing(len(self._top_k), self._bins)
+        total.masked = valid.size - tokens
+        if not tokens:
+            return total
+        total.tokens = tokens
+        losses = np.where(valid, -log_prob.astype(np.float64), 0)
+        right, confidence = rank[valid] == 0, top[valid].astype(np.float64)
+        with np.errstate(all="ignore"):
+            total.nll = float(losses.sum())
+            total.nll_m2 = float(((losses[valid] - total.nll / tokens) ** 2).sum())
+            total.entropy = float(entropy[valid].sum(dtype=np.float64))
+            by_sequence = valid.reshape(-1, plan.sequence_length)
+            counts = by_sequence.sum(axis=1)
+            means = losses.reshape(by_sequence.shape).sum(axis=1)[counts > 0] / counts[counts > 0]
+            total.sequence_nll, total.sequences = float(means.sum()), int(np.count_nonzero(counts))
+        total.correct = int(right.sum())
+        total.top_k = [int(np.count_nonzero((rank >= 0) & (rank < k))) for k in self._top_k]
+        bins = np.linspace(0, 1, self._bins + 1)[1:-1].searchsorted(confidence, side="right")
+        total.bin_tokens = np.bincount(bins, minlength=self._bins).tolist()
+        total.bin_correct = np.bincount(bins[right], minlength=self._bins).tolist()
+        total.bin_confidence = np.bincount(bins, confidence, minlength=self._bins).tolist()
+        if self._token_bytes is not None:
+            if plan.shift:
+                plan = plan._replace(targets=np.roll(plan.targets, -plan.shift, axis=-1))
+            total.bytes = bytes_of_targets(self._token_bytes, plan.targets, valid, plan.logits.shape[plan.axis])
+        return total
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else math.nan
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_plain(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_plain(value: Any, kind: Any) -> Any:
+    """The number, or numbers, of the type that `kind` has."""
+    return [_from_plain(v, kind[0]) for v in value] if isinstance(kind, list) else type(kind)(value)

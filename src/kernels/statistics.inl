@@ -1,0 +1,355 @@
+/* Statistics of a position in the sweeps of the loss: how likely the target is, its rank, the largest logit's class, and
+ * the entropy; with no target, the k largest (top.inl).
+ *
+ * Which logit is larger is asked of the logits as they are given: logit_scale and softcap change no order, but their
+ * rounding could. The rank is counted in the sweep for the maximum: classes before the target that are smaller are taken
+ * from their number, classes after it that are larger are added, so that each costs one comparison and equal ones need
+ * none. The entropy is log1p(rest) + sum of e·(max - z) / (1 + rest), every term at least 0: nothing cancels, also where
+ * p -> 1. */
+
+typedef struct {
+    R max;         /* as RowStats */
+    double rest;   /* sum of exp(z - max) without one maximum */
+    double moment; /* sum of exp(z - max)·(max - z) */
+    int64_t argmax, rank;
+} Score;
+
+/* A block of the row's logits as given, into scratch->fetch unless they can be read in place. */
+static FX_INLINE const char *score_block(const Row *row, int64_t c0, int64_t n) {
+    const FxOperand *x = &row->call->operand[FX_X];
+    if (row->direct) return row->x + c0 * SIZE;
+    FETCH((R *)row->scratch->fetch, row->x + c0 * x->class_stride, x->dtype, x->swapped, x->class_stride, n);
+    return (const char *)row->scratch->fetch;
+}
+
+/* row_max, and how many of the block's n classes come before the target, which is its class `at` (or before it or after
+ * it) and has this value. */
+static FX_INLINE R score_max(V groups[], const char *p, int64_t n, R value, int64_t at, int64_t *rank, int direct,
+                             int paired) {
+    const V target = v_set1(value), one = v_set1(1), zero = v_set1(0);
+    const int64_t whole = n / GROUP, before = at < 0 ? 0 : at / GROUP < whole ? at / GROUP : whole;
+    V best = v_set1(-(R)INFINITY), smaller[4] = {zero, zero, zero, zero}, larger[4] = {zero, zero, zero, zero}, v[4];
+    int64_t g = 0;
+    for (; g < before; g++) {
+        row_group(v, p, g * GROUP, n, direct, paired);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) smaller[u] = v_add(smaller[u], v_keep(v_lt(v[u], target), one));
+    }
+    for (; g < whole; g++) {
+        row_group(v, p, g * GROUP, n, direct, paired);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) larger[u] = v_add(larger[u], v_keep(v_lt(target, v[u]), one));
+    }
+    if (g * GROUP < n) {
+        row_group(v, p, g * GROUP, n, direct, paired);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) larger[u] = v_add(larger[u], v_keep(v_lt(target, v[u]), one));
+    }
+    if (at >= 0 && at < n) { /* equal ones before the target in its own group */
+        row_group(v, p, before * GROUP, n, direct, 0);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) {
+            M earlier = v_lt(v_iota(), v_set1((R)(at - before * GROUP - u * LANES)));
+            larger[u] = v_add(larger[u], v_keep(earlier, v_keep(v_eq(v[u], target), one)));
+        }
+    }
+    *rank += before * GROUP - (int64_t)v_hsum(v_add(v_add(smaller[0], smaller[1]), v_add(smaller[2], smaller[3])));
+    *rank += (int64_t)v_hsum(v_add(v_add(larger[0], larger[1]), v_add(larger[2], larger[3])));
+    return v_hmax(best);
+}
+
+/* row_find, but the first class that has the value. */
+static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, int64_t n, int direct) {
+    V v[4], wanted = v_set1(value);
+    for (int64_t g = 0; g * GROUP < n; g++) {
+        if (!v_any(v_eq(groups[g], wanted))) continue;
+        row_group(v, p, g * GROUP, n, direct, 0);
+        for (int u = 0; u < 4; u++) {
+            unsigned bits = v_bits(v_eq(v[u], wanted));
+            if (bits) return g * GROUP + u * LANES + FX_CTZ(bits);
+        }
+    }
+    return -1;
+}
+
+/* The sweeps of row_forward_as, for the statistics of a target at class `at`, or for the largest of the row. */
+static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top, Score *out, int direct, int largest) {
+    const FxCall *call = row->call;
+    const double scale = call->transform ? 1 : call->logit_scale;
+    const int64_t classes = call->classes;
+    const ExpScale k = exp_scale(scale);
+    const int paired = V_PAIRS && direct, bent = !direct && call->transform, kind = largest ? NONE : ENTROPY;
+    const R slack = (R)(1 / scale);
+    V groups[FX_BLOCK / GROUP];
+    R max = -(R)INFINITY, reference = max, given_max = max;
+    int64_t argmax = 0, rank = 0;
+    double total = 0, lost = 0, moment = 0, unused = 0;
+    for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
+        int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK, skip = -1, first = -1;
+        const char *p = score_block(row, c0, n);
+        R best = largest ? row_max(groups, p, n, direct, paired)
+                         : score_max(groups, p, n, value, at - c0, &rank, direct, paired);
+        if (largest) top_scan(top, groups, p, c0, n, direct);
+        if (!largest && best > given_max) {
+            first = score_first(groups, best, p, n, direct);
+            argmax = first >= 0 ? c0 + first : 0;
+            given_max = best;
+        }
+        if (bent) {
+            row_transform(call, row->scratch, n, 0);
+            best = row_max(groups, p, n, 0, 0);
+        }
+        if (best > max) {
+            /* The former maximum joins the rest, the new one leaves it. */
+            if (max > -(R)INFINITY) {
+                double below = (double)reference - (double)max, e = fx_exp(-scale * below);
+                total += e;
+                moment += e * below;
+            }
+            skip = bent || largest || first < 0 ? row_find(groups, best, p, n, direct, paired) : first;
+            if (paired && !largest && first >= 0 && (first / GROUP + 1) * GROUP <= n)
+                skip = first / GROUP * GROUP + pair_index(first % GROUP);
+            if (!(best - reference <= slack)) {
+                if (reference > -(R)INFINITY) {
+                    double up = (double)best - (double)reference, shrink = fx_exp(-scale * up);
+                    moment = shrink * (moment + up * (total + lost));
+                    total *= shrink;
+                    lost *= shrink;
+                }
+                reference = best;
+            }
+            max = best;
+        }
+        R r = reference > -(R)INFINITY ? reference : 0;
+        double add = row_sum(p, n, r, k, skip, direct, paired, kind, NULL, &moment, &unused), sum = total + add;
+        lost += (total > add ? (total - sum) + add : (add - sum) + total); /* Neumaier */
+        total = sum;
+    }
+    total += lost;
+    if (max == (R)INFINITY) total = row_has_nan(row) ? (double)NAN : 0; /* inf - inf was NaN as well */
+    if (max > reference) {
+        double up = (double)max - (double)reference, shrink = fx_exp(-scale * up);
+        moment = shrink * (moment + up * total);
+        total *= shrink;
+    }
+    *out = (Score){.max = max, .rest = total, .moment = scale * moment, .argmax = argmax, .rank = rank};
+}
+
+static void score_rows(FxCall *call, FxScratch *s, const Run *run, Lanes a, int direct) {
+    for (int k = 0; k < run->valid; k++) {
+        Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, place(run, k))};
+        const R given = score_logit(call, row.x, s->target[k]);
+        Score score;
+        if (direct) score_row_as(&row, given, s->target[k], NULL, &score, 1, 0);
+        else score_row_as(&row, given, s->target[k], NULL, &score, 0, 0);
+        a.max[k] = score.max;
+        a.rest[k] = (R)score.rest;
+        a.dot[k] = (R)score.moment;
+        a.top[k] = score_z(call, given);
+        s->argmax[k] = (double)score.argmax;
+        s->rank[k] = (double)score.rank;
+    }
+}
+
+static void score_tops(FxCall *call, FxScratch *s, const Run *run, int direct) {
+    for (int k = 0; k < run->valid; k++) {
+        const int64_t i = place(run, k), at = (run->first + i) * call->top_k;
+        Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i)};
+        Top top = {
+            .value = (R *)call->statistics[0] + at, .class = (int64_t *)call->statistics[1] + at, .size = call->top_k};
+        Score score;
+        if (direct) score_row_as(&row, 0, 0, &top, &score, 1, 1);
+        else score_row_as(&row, 0, 0, &top, &score, 0, 1);
+        top_sort(&top);
+        top_finish(call, &top, score.max, score.rest);
+    }
+}
+
+enum { QUAD = 4, ORDER_LINES = 1 << 20 }; /* classes compared at once; classes counted in lanes of R, exactly */
+
+/* One sweep over n lines from class c0: the maximum of LANES positions from j on, the quad in which it was met first (or
+ * -1), and larger ones after the target's quad less smaller ones before it. */
+static FX_INLINE void order_quad(V v[QUAD], int lines, int c, V target, V at, V *best, V *met, V *count) {
+    const V one = v_set1(1);
+    V top = v[0], sign = v_select(v_lt(v_set1((R)(c + lines - 1)), at), v_set1(-1), one), t = v_mul(target, sign);
+    FX_UNROLL
+    for (int u = 0; u < lines; u++) {
+        if (u) top = v_max(v[u], top);
+        *count = v_add(*count, v_keep(v_lt(t, v_mul(v[u], sign)), sign));
+    }
+    *met = v_select(v_lt(*best, top), v_set1((R)c), *met);
+    *best = v_max(top, *best);
+}
+
+static FX_INLINE void order_lines(const char *p, int64_t d, int n, int width, Lanes a, int columns) {
+    int c = 0;
+    for (; c + QUAD <= n; c += QUAD, p += QUAD * d)
+        for (int j = 0; j < width; j += LANES) {
+            V v[QUAD], best = v_loadr(a.max + j), met = v_loadr(a.factor + j), count = v_loadr(a.spread + j);
+            FX_UNROLL
+            for (int u = 0; u < QUAD; u++) v[u] = line_load_last(p + u * d, j, width, columns);
+            order_quad(v, QUAD, c, v_loadr(a.top + j), v_loadr(a.value + j), &best, &met, &count);
+            v_storer(a.max + j, best);
+            v_storer(a.factor + j, met);
+            v_storer(a.spread + j, count);
+        }
+    for (; c < n; c++, p += d)
+        for (int j = 0; j < width; j += LANES) {
+            V v[QUAD], best = v_loadr(a.max + j), met = v_loadr(a.factor + j), count = v_loadr(a.spread + j);
+            v[0] = line_load_last(p, j, width, columns);
+            order_quad(v, 1, c, v_loadr(a.top + j), v_loadr(a.value + j), &best, &met, &count);
+            v_storer(a.max + j, best);
+            v_storer(a.factor + j, met);
+            v_storer(a.spread + j, count);
+        }
+}
+
+static FX_INLINE R line_one(const char *p, int j, int columns) {
+    return columns ? load_one(p + (int64_t)j * SIZE) : ((const R *)p)[j];
+}
+
+/* argmax, rank and max of a panel's positions; top holds the targets' logits. */
+static FX_INLINE void score_order(Panel *panel, Lanes a, double *argmax, double *rank, const int64_t *target,
+                                  int columns) {
+    const int64_t classes = panel->call->classes, step = columns ? ORDER_LINES : FX_TILE_CLASSES;
+    const int width = columns ? panel->width : LANES;
+    for (int j = 0; j < panel->width; j++) argmax[j] = rank[j] = 0;
+    for (int j = 0; j < width; j += LANES) v_storer(a.max + j, v_set1(-(R)INFINITY));
+    for (int64_t c0 = 0; c0 < classes; c0 += step) {
+        const int n = (int)(classes - c0 < step ? classes - c0 : step), quads = n / QUAD * QUAD;
+        int64_t d;
+        const char *p = panel_lines(panel, c0, n, &d, columns);
+        for (int j = 0; j < width; j += LANES) {
+            v_storer(a.factor + j, v_set1(-1));
+            v_storer(a.spread + j, v_set1(0));
+            v_storer(a.value + j, v_set1(-1));
+        }
+        for (int j = 0; j < panel->width; j++) {
+            int64_t at = target[j] - c0;
+            a.value[j] = (R)(at < 0 ? -1 : at < n ? at : n);
+        }
+        order_lines(p, d, n, width, a, columns);
+        for (int j = 0; j < panel->width; j++) {
+            int met = (int)a.factor[j], at = (int)a.value[j];
+            for (int q = met; met >= 0 && q < n && q < met + QUAD; q++)
+                if (line_one(p + q * d, j, columns) == a.max[j]) {
+                    argmax[j] = (double)(c0 + q);
+                    break;
+                }
+            if (at < 0) at = 0;
+            int from = at < quads ? at / QUAD * QUAD : at;
+            for (int q = from; q < at; q++) rank[j] += line_one(p + q * d, j, columns) == a.top[j];
+            rank[j] += (double)from + (double)a.spread[j];
+        }
+    }
+}
+
+/* A panel whose positions are target[0 … width - 1], at place(run, first + j) in the run. */
+static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, Lanes a, int first, int columns) {
+    FxScratch *s = panel->scratch;
+    const int64_t *target = s->target + first;
+    for (int j = 0; j < panel->width; j++)
+        a.top[j] = score_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
+    for (int j = panel->width; j % LANES; j++) a.top[j] = 0;
+    score_order(panel, a, s->argmax + first, s->rank + first, target, columns);
+    panel_sum(panel, a, columns, columns ? (int)(call->classes < 1 << 30 ? call->classes : 1 << 30) : FX_TILE_CLASSES,
+              ENTROPY);
+    for (int j = 0; j < panel->width; j += LANES)
+        v_storer(a.dot + j, v_mul(v_set1((R)call->logit_scale), v_loadr(a.dot + j)));
+}
+
+static void score_columns(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
+    Panel panel = {
+        .call = call, .scratch = s, .lines = run->base[FX_X], .packed_from = -1, .width = run->n, .columns = 1};
+    if (run->valid) score_panel(call, run, &panel, a, 0, 1);
+}
+
+static void score_tiles(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
+    Panel panel = {.call = call, .scratch = s};
+    for (int k = 0; k < run->valid; k += LANES) {
+        panel.packed_from = -1;
+        panel.width = run->valid - k < LANES ? run->valid - k : LANES;
+        for (int l = 0; l < LANES; l++)
+            panel.row[l] = at_position(run, FX_X, place(run, k + (l < panel.width ? l : 0)));
+        score_panel(call, run, &panel, lanes_from(a, k), k, 0);
+    }
+}
+
+/* (m, s, the target's logit, argmax, 1) of a position, in float64; (0, 0, 0, -1, 1) of an invalid one. */
+static void put_partials(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int n) {
+    const double scale = call->transform ? 1 : call->logit_scale;
+    double *to = (double *)call->statistics[0] + 5 * run->first;
+    if (run->valid < run->n)
+        for (int i = 0; i < run->n; i++) memcpy(to + 5 * i, (double[]){0, 0, 0, -1, 1}, 5 * sizeof(double));
+    for (int k = 0; k < n; k++) {
+        if (s->target[k] < 0) continue;
+        double *p = to + 5 * place(run, k);
+        const int nan = a.rest[k] != a.rest[k], finite = a.max[k] - a.max[k] == 0;
+        p[0] = nan ? (double)NAN : scale * (double)a.max[k];
+        p[1] = nan || finite ? (double)a.rest[k] : 0;
+        p[2] = scale * (double)a.top[k];
+        p[3] = nan ? -1 : s->argmax[k];
+        p[4] = 1;
+    }
+}
+
+static void put_real(const FxCall *call, const FxScratch *s, const Run *run, int what, const R *from, int n) {
+    R *to = (R *)call->statistics[what];
+    if (!to) return;
+    to += run->first;
+    if (run->valid < run->n) memset(to, 0, sizeof(R) * (size_t)run->n);
+    for (int k = 0; k < n; k++)
+        if (s->target[k] >= 0) to[place(run, k)] = from[k];
+}
+
+static void put_class(const FxCall *call, const FxScratch *s, const Run *run, int what, const double *from, Lanes a,
+                      int n) {
+    int64_t *to = (int64_t *)call->statistics[what];
+    if (!to) return;
+    to += run->first;
+    if (run->valid < run->n) memset(to, -1, sizeof(int64_t) * (size_t)run->n);
+    for (int k = 0; k < n; k++)
+        if (s->target[k] >= 0) to[place(run, k)] = a.rest[k] == a.rest[k] ? (int64_t)from[k] : -1;
+}
+
+static void put_statistics(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int n) {
+    const V zero = v_set1(0), one = v_set1(1);
+    for (int j = 0; j < n; j += LANES) {
+        V rest = finish_rest(a, j), log_rest = v_log1p(rest), inverse = v_div(one, v_add(one, rest)), equal;
+        v_storer(a.factor + j, finish_logsumexp(call, a, j, v_log1p(v_loadr(a.rest + j))));
+        v_storer(a.gap + j, v_loadr(a.top + j));
+        finish_gaps(call, a, j, &equal);
+        v_storer(a.loss + j, v_sub(zero, v_add(v_loadr(a.gap + j), log_rest)));
+        v_storer(a.spread + j, v_fma(v_loadr(a.dot + j), inverse, log_rest));
+        v_storer(a.value + j, inverse);
+    }
+    put_real(call, s, run, 0, a.loss, n);
+    put_real(call, s, run, 1, a.factor, n);
+    put_class(call, s, run, 2, s->argmax, a, n);
+    put_class(call, s, run, 3, s->rank, a, n);
+    put_real(call, s, run, 4, a.spread, n);
+    put_real(call, s, run, 5, a.value, n);
+}
+
+/* FX_OP_STATISTICS, FX_OP_PARTIALS and FX_OP_TOP_K, of a run whose positions have been read. */
+static void statistics_run(FxCall *call, FxScratch *s, Run *run, Lanes a) {
+    const FxOperand *x = &call->operand[FX_X];
+    const int direct = x->class_stride == SIZE && x->dtype == STORAGE && !x->swapped && !call->transform;
+    if (call->operation == FX_OP_TOP_K) {
+        score_tops(call, s, run, direct);
+        return;
+    }
+    if (run->valid < run->n && call->family != FX_COLUMNS) close_up(call, s, run);
+    const int n = call->family == FX_COLUMNS ? run->n : run->valid;
+    if (call->family == FX_ROWS) score_rows(call, s, run, a, direct);
+    else if (call->family == FX_COLUMNS) score_columns(call, s, run, a);
+    else score_tiles(call, s, run, a);
+    if (call->operation == FX_OP_PARTIALS) put_partials(call, s, run, a, n);
+    else put_statistics(call, s, run, a, n);
+}

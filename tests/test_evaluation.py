@@ -1,0 +1,252 @@
+"""The Evaluator against plain NumPy over all positions at once, and its sums: merged, saved, loaded, reset."""
+
+import dataclasses
+import json
+import math
+
+import cases
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent import reference_scoring
+
+N, C, T = 6, 40, 9
+BYTES = np.arange(C) % 7 + 1
+
+
+def batch(seed=0, n=N, dtype=np.float32):
+    random = cases.rng(97, seed)
+    logits = (random.normal(size=(n, T, C)) * 3).astype(dtype)
+    targets = np.where(random.uniform(size=(n, T)) < 0.4, logits.argmax(-1), random.integers(0, C, (n, T)))
+    return logits, targets, random.integers(0, T + 1, n)
+
+
+def expected(logits, targets, valid, bins=15, top_k=(1, 5)):
+    """All numbers from the definition, position by position."""
+    log_prob, _, argmax, rank, entropy = reference_scoring.token_statistics(logits, np.where(valid, targets, 0))
+    nll = -log_prob[valid]
+    n = nll.size
+    wide = logits.astype(float)
+    confidence = np.exp(wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True)).max(-1)[valid]
+    right = (argmax == targets)[valid]
+    ece = 0.0
+    for b in range(bins):
+        inside = (confidence >= b / bins) & ((confidence < (b + 1) / bins) | (b == bins - 1))
+        if inside.any():
+            ece += inside.sum() / n * abs(right[inside].mean() - confidence[inside].mean())
+    sequences = [-log_prob[i][valid[i]].mean() for i in range(len(valid)) if valid[i].any()]
+    return {
+        "nll": nll.mean(), "nll_stderr": nll.std(ddof=1) / np.sqrt(n), "perplexity": np.exp(nll.mean()),
+        "bits_per_token": nll.mean() / np.log(2), "bits_per_byte": nll.sum() / np.log(2) / BYTES[targets[valid]].sum(),
+        "accuracy": right.mean(), "entropy": entropy[valid].mean(), "ece": ece, "sequence_nll": np.mean(sequences),
+        "n_tokens": n, "n_masked": valid.size - n, "n_sequences": len(sequences),
+        **{f"top {k}": (rank[valid] < k).mean() for k in top_k},
+    }
+
+
+def assert_close(found, wanted, rtol=2e-6):
+    found = found.to_dict()
+    found |= {f"top {k}": v for k, v in found.pop("top_k_accuracy").items()}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert type(found[name]) is (int if name.startswith("n_") else float), name
+        np.testing.assert_allclose(found[name], value, rtol, 1e-7, err_msg=name)
+
+
+def evaluator(**options):
+    return fastxent.Evaluator(token_bytes=BYTES, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_against_definition(dtype, bins):
+    logits, targets, lengths = batch(dtype=dtype)
+    e = evaluator(calibration_bins=bins, top_k=[5, 1, 39])
+    e.update(logits, targets, lengths=lengths)
+    valid = fastxent.lengths_to_mask(lengths, T)
+    assert_close(e.compute(), expected(logits, targets, valid, bins, (1, 5, 39)))
+
+
+@pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
+def test_batches_shift_and_mask(engine):
+    """Several batches give the numbers of all at once; what is read ahead is the target and all that describes it."""
+    with cases.running_on(*engine):
+        e = evaluator(shift=1, ignore_index=3)
+        kept = []
+        for seed in range(3):
+            logits, targets, lengths = batch(seed)
+            mask = cases.rng(98, seed).uniform(size=(N, T)) < 0.8
+            e.update(logits, targets, mask=mask, lengths=lengths)
+            valid = mask & fastxent.lengths_to_mask(lengths, T) & (targets != 3)
+            ahead = np.roll(targets, -1, axis=1), np.roll(valid, -1, axis=1) & (np.arange(T) < T - 1)
+            kept.append((logits, *ahead))
+        assert_close(e.compute(), expected(*(np.concatenate(part) for part in zip(*kept, strict=True))))
+
+
+def test_shapes():
+    """One axis of positions: each is a sequence; none: one position."""
+    logits, targets, _ = batch()
+    flat = evaluator()
+    flat.update(logits.reshape(-1, C), targets.ravel())
+    assert flat.compute().n_sequences == N * T
+    assert flat.compute().sequence_nll == pytest.approx(flat.compute().nll)
+    one = evaluator(axis=0)
+    one.update(logits[0, 0], targets[0, 0])
+    assert (one.compute().n_tokens, one.compute().n_sequences) == (1, 1)
+    assert math.isnan(one.compute().nll_stderr)
+    moved = evaluator(axis=1)
+    moved.update(np.moveaxis(logits, -1, 1), targets)
+    whole = evaluator()
+    whole.update(logits, targets)
+    assert moved.compute().nll == pytest.approx(whole.compute().nll, rel=1e-6)
+    assert moved.compute().n_sequences == N
+
+
+def test_empty():
+    e = fastxent.Evaluator()
+    e.update(np.zeros((2, 0, 5)), np.zeros((2, 0), int))
+    e.update(np.zeros((2, 3, 5)), np.full((2, 3), -100))
+    found = e.compute()
+    assert (found.n_tokens, found.n_masked, found.n_sequences, found.bits_per_byte) == (0, 6, 0, None)
+    for name in "nll", "nll_stderr", "perplexity", "accuracy", "entropy", "ece", "sequence_nll":
+        assert math.isnan(getattr(found, name)), name
+    assert all(map(math.isnan, found.top_k_accuracy.values()))
+
+
+def test_merge_is_one_evaluation():
+    whole, parts = evaluator(), [evaluator() for _ in range(4)]
+    for seed in range(8):
+        logits, targets, lengths = batch(seed)
+        whole.update(logits, targets, lengths=lengths)
+        parts[seed % 4].update(logits, targets, lengths=lengths)
+    forward, backward = evaluator(), evaluator()
+    for part in parts:
+        forward.merge(part)
+    parts[2].merge(parts[3])
+    parts[1].merge(parts[2])
+    backward.merge(parts[1])
+    backward.merge(parts[0])
+    for merged in forward, backward:
+        for name, value in whole.compute().to_dict().items():
+            wanted = value if name.startswith("n_") else pytest.approx(value, rel=1e-12)
+            assert getattr(merged.compute(), name) == wanted
+
+
+@pytest.mark.parametrize("rows", [[[0.0, 1.0]], [[0.0, -np.inf]], [[np.nan, 0.0]], [[0.0, np.inf]]], ids=str)
+def test_state_survives_json(rows):
+    e = fastxent.Evaluator(top_k=(1, 2))
+    e.update(np.array(rows), [1])
+    text = json.dumps(e.state_dict(), allow_nan=False)
+    f = fastxent.Evaluator(top_k=(1, 2))
+    f.load_state_dict(json.loads(text))
+    for _ in range(2):
+        np.testing.assert_equal(f.compute().to_dict(), e.compute().to_dict())
+        e.update(np.array(rows), [1])
+        f.update(np.array(rows), [1])
+    assert json.dumps(f.state_dict()) == json.dumps(e.state_dict())
+
+
+def test_state_is_constant_in_size():
+    e = evaluator()
+    sizes = set()
+    for seed in range(4):
+        e.update(*batch(seed)[:2])
+        sizes.add(len(e.state_dict()["totals"]["bin_tokens"]))
+        assert all(isinstance(v, (int, float, list)) for v in e.state_dict()["totals"].values())
+    assert sizes == {15}
+    e.reset()
+    assert e.state_dict() == evaluator().state_dict()
+
+
+def test_loading_replaces():
+    a, b = evaluator(), evaluator()
+    a.update(*batch(1)[:2])
+    b.update(*batch(2)[:2])
+    b.load_state_dict(a.state_dict())
+    assert a.compute() == b.compute()
+
+
+def test_special_rows():
+    """NaN counts as a wrong position and shows in the sums; a class of no probability is an infinite loss."""
+    e = fastxent.Evaluator(top_k=(1, 2))
+    e.update([[0.0, np.nan], [1.0, 0.0]], [0, 0])
+    found = e.compute()
+    assert (found.n_tokens, found.accuracy, found.top_k_accuracy) == (2, 0.5, {1: 0.5, 2: 0.5})
+    assert math.isnan(found.nll)
+    assert math.isnan(found.ece)
+    e.reset()
+    e.update([[0.0, -np.inf]], [1])
+    assert (e.compute().nll, e.compute().perplexity) == (math.inf, math.inf)
+    e.reset()
+    e.update([[2000.0, 0.0]], [1])
+    assert e.compute().perplexity == math.inf
+
+
+def test_bins_are_closed_below():
+    """A confidence of exactly 1/2, and of 1."""
+    e = fastxent.Evaluator(calibration_bins=2)
+    e.update([[0.0, 0.0], [2000.0, 0.0]], [1, 0])
+    assert e.state_dict()["totals"]["bin_tokens"] == [0, 2]
+    assert e.compute().ece == pytest.approx(0.25)
+
+
+def test_failed_update_adds_nothing():
+    e = evaluator()
+    e.update(*batch()[:2])
+    before = e.state_dict()
+    logits, targets, _ = batch(1)
+    targets[2, 3] = C
+    with pytest.raises(IndexError):
+        e.update(logits, targets)
+    with pytest.raises(ValueError, match="token_bytes"):
+        e.update(logits[..., :-1], np.zeros((N, T), int))
+    assert e.state_dict() == before
+
+
+@pytest.mark.parametrize(("options", "error"), [
+    ({"top_k": 5}, TypeError), ({"top_k": (0,)}, ValueError), ({"top_k": (1.5,)}, TypeError),
+    ({"token_bytes": [1.5]}, TypeError), ({"token_bytes": [[1]]}, ValueError), ({"token_bytes": [-1]}, ValueError),
+    ({"calibration_bins": 0}, ValueError), ({"calibration_bins": 1.0}, TypeError),
+])
+def test_bad_options(options, error):
+    (name,) = options
+    with pytest.raises(error, match=name):
+        fastxent.Evaluator(**options)
+
+
+@pytest.mark.parametrize("options", [{"top_k": (1, 3)}, {"calibration_bins": 3}, {"token_bytes": None}])
+def test_other_options_do_not_merge(options):
+    (name,) = options
+    a, b = evaluator(), fastxent.Evaluator(**{"token_bytes": BYTES, **options})
+    with pytest.raises(ValueError, match=name):
+        a.merge(b)
+    with pytest.raises(ValueError, match=name):
+        a.load_state_dict(b.state_dict())
+    with pytest.raises(TypeError, match="Evaluator"):
+        a.merge({})
+    with pytest.raises(TypeError, match="state_dict"):
+        a.load_state_dict([])
+    with pytest.raises(ValueError, match="version"):
+        a.load_state_dict({})
+
+
+def test_result_is_a_dataclass():
+    found = evaluator().compute()
+    assert dataclasses.is_dataclass(found)
+    assert list(found.to_dict()) == [
+        "nll", "nll_stderr", "perplexity", "bits_per_token", "bits_per_byte", "accuracy", "top_k_accuracy", "entropy",
+        "ece", "sequence_nll", "n_tokens", "n_masked", "n_sequences",
+    ]
+
+
+def test_tensors():
+    torch = pytest.importorskip("torch")
+    logits, targets, lengths = batch()
+    mask = fastxent.lengths_to_mask(lengths, T)
+    a, b = evaluator(), evaluator()
+    a.update(logits, targets, mask=mask)
+    b.update(torch.from_numpy(logits), torch.from_numpy(targets), mask=torch.from_numpy(mask))
+    assert a.compute() == b.compute()
+    with pytest.raises(TypeError, match="detach"):
+        b.update(torch.from_numpy(logits).requires_grad_(), torch.from_numpy(targets))
