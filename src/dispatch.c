@@ -9,8 +9,13 @@
 #undef FX_KERNELS
 
 enum {
-    FX_CODE_f32 = FX_F32, FX_CODE_f64 = FX_F64, FX_CODE_f16 = FX_F16, FX_CODE_bf16 = FX_BF16,
-    FX_CODE_baseline = FX_ISA_BASELINE, FX_CODE_avx2 = FX_ISA_AVX2, FX_CODE_avx512 = FX_ISA_AVX512,
+    FX_CODE_f32 = FX_F32,
+    FX_CODE_f64 = FX_F64,
+    FX_CODE_f16 = FX_F16,
+    FX_CODE_bf16 = FX_BF16,
+    FX_CODE_baseline = FX_ISA_BASELINE,
+    FX_CODE_avx2 = FX_ISA_AVX2,
+    FX_CODE_avx512 = FX_ISA_AVX512,
     FX_CODE_neon = FX_ISA_NEON,
 };
 
@@ -36,7 +41,7 @@ unsigned fx_available_isas(void) {
 
 const char *fx_compiler(void) {
 #define TEXT_(x) #x
-#define TEXT(x) TEXT_(x)
+#define TEXT(x)  TEXT_(x)
 #if defined(__clang__)
     return "clang " __clang_version__;
 #elif defined(__GNUC__)

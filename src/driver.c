@@ -40,9 +40,11 @@ static int family(const FxCall *call) {
     const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
     const int last = call->nd - 1, size = storage_size(call->storage);
     const int own = x->dtype == call->storage && !x->swapped;
-    const int64_t item = own ? size : x->dtype == FX_F32 || x->dtype == FX_I32 || x->dtype == FX_U32 ? 4
-                               : x->dtype == FX_F16 || x->dtype == FX_BF16 || x->dtype == FX_I16 || x->dtype == FX_U16 ? 2
-                               : x->dtype == FX_I8 || x->dtype == FX_U8 ? 1 : 8;
+    const int64_t item = own                                                                                     ? size
+                         : x->dtype == FX_F32 || x->dtype == FX_I32 || x->dtype == FX_U32                        ? 4
+                         : x->dtype == FX_F16 || x->dtype == FX_BF16 || x->dtype == FX_I16 || x->dtype == FX_U16 ? 2
+                         : x->dtype == FX_I8 || x->dtype == FX_U8                                                ? 1
+                                                                                                                 : 8;
     if (call->operation == FX_OP_TOP_K || (call->operation >= FX_OP_STATISTICS && call->transform)) return FX_ROWS;
     if (call->classes == 1) return FX_TILES;
     if (x->class_stride == item || x->class_stride == -item)

@@ -104,17 +104,17 @@ typedef struct FxCall {
     int64_t piece, pieces; /* positions of a piece, and pieces of one line of the innermost axis */
     int64_t lines;         /* whole lines in a block, if a line is one piece */
     int64_t blocks;
-    double (*partial)[2];  /* per block: sum of losses, divisor */
+    double (*partial)[2]; /* per block: sum of losses, divisor */
     _Atomic int64_t bad_position;
 } FxCall;
 
 enum {
     FX_BLOCK = 1024,       /* classes that a row kernel takes at once, twice through L1 */
     FX_MAX_WIDTH = 512,    /* positions that a block may hold */
-    FX_TILE_CLASSES = 128, /* up to here a whole transposed tile stays in L1 */
+    FX_TILE_CLASSES = 256, /* up to here a whole transposed tile stays in L1 */
     FX_MAX_LANES = 16,
-    FX_ROWS_FROM_F32 = 80,
-    FX_ROWS_FROM_F64 = 48,
+    FX_ROWS_FROM_F32 = 256,
+    FX_ROWS_FROM_F64 = 96,
     FX_STREAM_BYTES = 1 << 22,      /* outputs larger than this go past the caches */
     FX_PARALLEL_ELEMENTS = 1 << 15, /* smaller calls stay on the calling thread */
 };

@@ -1,9 +1,16 @@
 /* A block of positions, from its targets to its results: the entry points of one storage type on one instruction set. */
 
 static Lanes lanes_of(const FxCall *call, FxScratch *s) {
-    return (Lanes){.max = (R *)s->max, .rest = (R *)s->rest, .gap = (R *)s->gap, .dot = (R *)s->dot,
-                   .mass = (R *)s->mass, .top = (R *)s->top, .factor = (R *)s->factor, .spread = (R *)s->spread,
-                   .value = (R *)s->value, .loss = (R *)s->loss,
+    return (Lanes){.max = (R *)s->max,
+                   .rest = (R *)s->rest,
+                   .gap = (R *)s->gap,
+                   .dot = (R *)s->dot,
+                   .mass = (R *)s->mass,
+                   .top = (R *)s->top,
+                   .factor = (R *)s->factor,
+                   .spread = (R *)s->spread,
+                   .value = (R *)s->value,
+                   .loss = (R *)s->loss,
                    .sample = call->operand[FX_WEIGHT].data ? (R *)s->sample_r : NULL,
                    .upstream = upstream_is_uniform(call) ? NULL : (R *)s->upstream_r};
 }
@@ -54,8 +61,8 @@ static FX_INLINE void terms_at(const FxCall *call, Lanes a, int j) {
 /* The first run->valid entries of s->target are the valid positions here and in tiles_run: see close_up. */
 static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     const int kind = coefficient_kind(call), logarithm = call->operation == FX_OP_LOG_SOFTMAX;
-    const int softmax = call->operation >= FX_OP_LOSS_SOFTMAX, indexed = call->operation <= FX_OP_LOSS_SOFTMAX &&
-                                                                         !call->targets_are_probs;
+    const int softmax = call->operation >= FX_OP_LOSS_SOFTMAX,
+              indexed = call->operation <= FX_OP_LOSS_SOFTMAX && !call->targets_are_probs;
     const FxOperand *x = &call->operand[FX_X];
     const int direct = x->class_stride == SIZE && x->dtype == STORAGE && !x->swapped && !call->transform;
     for (int k = 0; k < run->valid; k++) {
@@ -79,9 +86,14 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
         a.gap[k] = indexed ? read_logit(call, row.x, s->target[k]) : 0;
         if (!wants_output) continue;
         terms_at(call, a, k);
-        RowWrite w = {.max = a.max[k], .factor = logarithm ? (call->transform ? 1 : call->logit_scale) : a.factor[k],
-                      .spread = a.spread[k], .shift = a.factor[k], .value = a.value[k], .at = at,
-                      .kind = softmax ? NONE : kind, .logarithm = logarithm};
+        RowWrite w = {.max = a.max[k],
+                      .factor = logarithm ? (call->transform ? 1 : call->logit_scale) : a.factor[k],
+                      .spread = a.spread[k],
+                      .shift = a.factor[k],
+                      .value = a.value[k],
+                      .at = at,
+                      .kind = softmax ? NONE : kind,
+                      .logarithm = logarithm};
         row_write(&row, &w, at_position(run, FX_OUT, i));
     }
 }
@@ -139,8 +151,13 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
 }
 
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    Panel panel = {.call = call, .scratch = s, .lines = run->base[FX_X], .out_lines = run->base[FX_OUT],
-                   .packed_from = -1, .width = run->n, .columns = 1};
+    Panel panel = {.call = call,
+                   .scratch = s,
+                   .lines = run->base[FX_X],
+                   .out_lines = run->base[FX_OUT],
+                   .packed_from = -1,
+                   .width = run->n,
+                   .columns = 1};
     if (run->valid) {
         panel_run(call, run, &panel, a, 0, coefficient_kind(call), wants_output);
         return;
@@ -164,12 +181,15 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
     const V zero = v_set1(0), one = v_set1(1);
     const int indexed = call->operation <= FX_OP_LOSS_SOFTMAX, logarithm = call->operation == FX_OP_LOG_SOFTMAX;
     V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[2] = {zero, zero}, equal = v_set1(-1), max = v_set1(-(R)INFINITY);
-    FX_UNROLL for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
-    FX_UNROLL for (int c = 0; c < classes; c++) {
+    FX_UNROLL
+    for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
+    FX_UNROLL
+    for (int c = 0; c < classes; c++) {
         x[c] = v_split(r, classes, c);
         max = v_max(x[c], max);
     }
-    FX_UNROLL for (int c = 0; c < classes; c++) {
+    FX_UNROLL
+    for (int c = 0; c < classes; c++) {
         M top = v_eq(x[c], max);
         e[c] = v_exp(v_sub(x[c], max), k);
         sum[c & 1] = v_add(sum[c & 1], v_drop(top, e[c]));
@@ -180,19 +200,22 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
     V t = zero, gap = zero;
     if (indexed) {
         t = v_indices(target);
-        FX_UNROLL for (int c = 0; c < classes; c++) gap = v_select(v_eq(t, v_set1((R)c)), x[c], gap);
+        FX_UNROLL
+        for (int c = 0; c < classes; c++) gap = v_select(v_eq(t, v_set1((R)c)), x[c], gap);
         v_storer(a.gap, gap);
     }
     if (!to) return;
     terms_at(call, a, 0);
     const V factor = v_loadr(a.factor), value = v_loadr(a.value), scale = v_set1((R)call->logit_scale);
     const M nothing = v_eq(factor, zero);
-    FX_UNROLL for (int c = 0; c < classes; c++) {
+    FX_UNROLL
+    for (int c = 0; c < classes; c++) {
         if (logarithm) x[c] = v_fms(v_sub(x[c], max), scale, factor);
         else x[c] = v_drop(nothing, v_mul(factor, e[c]));
         if (call->operation <= FX_OP_GRAD) x[c] = v_select(v_eq(t, v_set1((R)c)), value, x[c]);
     }
-    FX_UNROLL for (int c = 0; c < classes; c++) v_store(to + c * LANES * SIZE, v_merge(x, classes, c));
+    FX_UNROLL
+    for (int c = 0; c < classes; c++) v_store(to + c * LANES * SIZE, v_merge(x, classes, c));
 }
 
 static FX_NOINLINE void few_rows(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int n) {
@@ -288,8 +311,8 @@ static double put_losses(const FxCall *call, const Run *run, const R *loss) {
     if (call->position_loss) memcpy((R *)call->position_loss + run->first, loss, sizeof(R) * (size_t)run->n);
     double part[8] = {0};
     const R *end = loss + run->n;
-    for (; loss + 8 <= end; loss += 8)
-        FX_UNROLL for (int l = 0; l < 8; l++) part[l] += (double)loss[l];
+    for (; loss + 8 <= end; loss += 8) FX_UNROLL
+    for (int l = 0; l < 8; l++) part[l] += (double)loss[l];
     for (; loss < end; loss++) part[0] += (double)*loss;
     return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }

@@ -64,9 +64,9 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
         v_storer(a.factor + j, v_log1p(rest));
         return;
     }
-    V upstream = a.upstream ? v_mul(v_set1((R)scale), v_loadr(a.upstream + j)) : v_set1((R)(scale * call->scale)), z = zero, mass, value, weight = one, other = zero;
-    if (call->z_loss != 0)
-        z = v_mul(v_set1((R)(2 * call->z_loss)), finish_logsumexp(call, a, j, v_log1p(rest)));
+    V upstream = a.upstream ? v_mul(v_set1((R)scale), v_loadr(a.upstream + j)) : v_set1((R)(scale * call->scale)),
+      z = zero, mass, value, weight = one, other = zero;
+    if (call->z_loss != 0) z = v_mul(v_set1((R)(2 * call->z_loss)), finish_logsumexp(call, a, j, v_log1p(rest)));
     if (call->targets_are_probs) {
         mass = v_loadr(a.mass + j);
         other = v_sub(mass, v_loadr(a.top + j));

@@ -17,10 +17,18 @@ typedef struct {
 
 /* The same arrays from their j-th position on. */
 static FX_INLINE Lanes lanes_from(Lanes a, int j) {
-    return (Lanes){.max = a.max + j, .rest = a.rest + j, .gap = a.gap + j, .dot = a.dot + j, .mass = a.mass + j,
-                   .top = a.top + j, .sample = a.sample ? a.sample + j : NULL,
-                   .upstream = a.upstream ? a.upstream + j : NULL, .factor = a.factor + j, .spread = a.spread + j,
-                   .value = a.value + j, .loss = a.loss + j};
+    return (Lanes){.max = a.max + j,
+                   .rest = a.rest + j,
+                   .gap = a.gap + j,
+                   .dot = a.dot + j,
+                   .mass = a.mass + j,
+                   .top = a.top + j,
+                   .sample = a.sample ? a.sample + j : NULL,
+                   .upstream = a.upstream ? a.upstream + j : NULL,
+                   .factor = a.factor + j,
+                   .spread = a.spread + j,
+                   .value = a.value + j,
+                   .loss = a.loss + j};
 }
 
 typedef struct {
@@ -43,23 +51,27 @@ static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c
     int c = 0;
     for (; c + LANES <= n; c += LANES) {
         V r[LANES];
-        FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load(row[l] + (c0 + c) * SIZE);
+        FX_UNROLL
+        for (int l = 0; l < LANES; l++) r[l] = v_load(row[l] + (c0 + c) * SIZE);
         v_transpose(r);
-        FX_UNROLL for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
+        FX_UNROLL
+        for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
     }
     if (n - c <= LANES / 4) {
-        for (; c < n; c++)
-            FX_UNROLL for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
+        for (; c < n; c++) FX_UNROLL
+        for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
     } else if (c < n) {
         V r[LANES];
-        FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_load_tail(row[l] + (c0 + c) * SIZE, n - c, v_set1(0));
+        FX_UNROLL
+        for (int l = 0; l < LANES; l++) r[l] = v_load_tail(row[l] + (c0 + c) * SIZE, n - c, v_set1(0));
         v_transpose(r);
-        FX_UNROLL for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
+        FX_UNROLL
+        for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
     }
 }
 
-static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand *a, const char *const row[], int64_t c0,
-                                    int n) {
+static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand *a, const char *const row[],
+                                    int64_t c0, int n) {
     R *line = (R *)panel->scratch->fetch;
     for (int l = 0; l < LANES; l++) {
         FETCH(line, row[l] + c0 * a->class_stride, a->dtype, a->swapped, a->class_stride, n);
@@ -163,25 +175,25 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
                                       int kind, const R *coefficient, int per_lane, int columns) {
     const V zero = v_set1(0), one = v_set1(1);
     V sum[2] = {zero, zero}, moment = zero, mass = zero;
-    for (int c = 0; c < n; c += 2)
-        FX_UNROLL for (int u = 0; u < 2; u++) {
-            if (c + u == n) break;
-            V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
-            M top = v_eq(x, max);
-            p += d;
-            V e = v_drop(top, v_exp(y, k));
-            sum[u] = v_add(sum[u], e);
-            s->equal = v_add(s->equal, v_keep(top, one));
-            if (kind == ARRAY) {
-                V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
-                mass = v_add(mass, w);
-                moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
-            } else if (kind == UNIFORM) {
-                moment = v_sub(moment, y);
-            } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-                moment = v_fnma(e, v_max(k.lowest, y), moment);
-            }
+    for (int c = 0; c < n; c += 2) FX_UNROLL
+    for (int u = 0; u < 2; u++) {
+        if (c + u == n) break;
+        V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
+        M top = v_eq(x, max);
+        p += d;
+        V e = v_drop(top, v_exp(y, k));
+        sum[u] = v_add(sum[u], e);
+        s->equal = v_add(s->equal, v_keep(top, one));
+        if (kind == ARRAY) {
+            V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
+            mass = v_add(mass, w);
+            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+        } else if (kind == UNIFORM) {
+            moment = v_sub(moment, y);
+        } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+            moment = v_fnma(e, v_max(k.lowest, y), moment);
         }
+    }
     add_exactly(&s->total, &s->lost, v_add(sum[0], sum[1]));
     if (kind != NONE) add_exactly(&s->dot, &s->dot_lost, moment);
     if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, mass);
@@ -291,7 +303,8 @@ static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
     if (out->class_stride == SIZE && out->dtype == STORAGE) {
         for (int c = 0; c < n; c += LANES) {
             V r[LANES];
-            FX_UNROLL for (int l = 0; l < LANES; l++) r[l] = v_loadr(tile + (c + l) * LANES);
+            FX_UNROLL
+            for (int l = 0; l < LANES; l++) r[l] = v_loadr(tile + (c + l) * LANES);
             v_transpose(r);
             int m = n - c < LANES ? n - c : LANES;
             for (int l = 0; l < panel->width; l++) {

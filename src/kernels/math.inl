@@ -11,7 +11,8 @@
 #if FX_REAL_BITS == 32
 static const R exp2_poly[] = {0x1.62e430af23730p-1f, 0x1.ebfbdc3c250d6p-3f,  0x1.c6aee88ec9b69p-5f,
                               0x1.3b2d4cef7c20bp-7f, 0x1.5f3e5369c55f6p-10f, 0x1.41fbc1ca0d261p-13f};
-static const R log_poly[] = {0x1.555554737fb2bp-1f, 0x1.999b88b28b440p-2f, 0x1.23f6542e4f080p-2f, 0x1.ec5887c3512f4p-3f};
+static const R log_poly[] = {0x1.555554737fb2bp-1f, 0x1.999b88b28b440p-2f, 0x1.23f6542e4f080p-2f,
+                             0x1.ec5887c3512f4p-3f};
 #if EXP_TABLE_BITS == 4
 static const R exp_poly[] = {0x1.62e430p-1f, 0x1.ebfff4p-3f, 0x1.c6ac6ap-5f};
 #elif EXP_TABLE_BITS == 3
@@ -20,9 +21,10 @@ static const R exp_poly[] = {0x1.62e432p-1f, 0x1.ec0c32p-3f, 0x1.c6a004p-5f};
 static const R exp_magic = 0x1.8p23f / (1 << EXP_TABLE_BITS);
 static const R ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
 #else
-static const R exp2_poly[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,  0x1.3b2ab6fba011ap-7,
-                              0x1.5d87fe78cd711p-10, 0x1.4309130ed8c73p-13, 0x1.ffcbfba96f4f3p-17, 0x1.62bfc79d4fc9cp-20,
-                              0x1.b5267d00ef850p-24, 0x1.e61b4fa510fe6p-28, 0x1.e79b8a6429c12p-32};
+static const R exp2_poly[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,
+                              0x1.3b2ab6fba011ap-7,  0x1.5d87fe78cd711p-10, 0x1.4309130ed8c73p-13,
+                              0x1.ffcbfba96f4f3p-17, 0x1.62bfc79d4fc9cp-20, 0x1.b5267d00ef850p-24,
+                              0x1.e61b4fa510fe6p-28, 0x1.e79b8a6429c12p-32};
 static const R log_poly[] = {0x1.5555555555618p-1, 0x1.9999999938519p-2, 0x1.249249896f43cp-2, 0x1.c71c173929bbcp-3,
                              0x1.7471e07d971a6p-3, 0x1.3887a4d8e16d8p-3, 0x1.3950e3ada2c48p-3};
 #if EXP_TABLE_BITS == 4
@@ -68,7 +70,8 @@ static FX_INLINE V v_exp(V x, ExpScale k) {
     V inside = v_max(k.lowest, x), y = v_fma(inside, k.high, magic), n = v_sub(y, magic);
     V f = v_fms(inside, k.high, n), q = v_set1(exp_poly[EXP_TERMS - 1]);
     if (!EXP_FUSED) f = v_add(f, v_mul(inside, k.low));
-    FX_UNROLL for (int i = EXP_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp_poly[i]));
+    FX_UNROLL
+    for (int i = EXP_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp_poly[i]));
     V e = v_exp2(y, n, v_mul(f, q));
     return EXP_FLUSHES ? v_drop(v_lt(x, k.lowest), e) : e;
 }
@@ -77,7 +80,8 @@ static FX_INLINE V v_exp(V x, ExpScale k) {
 static FX_INLINE V log_sum(V m, V e, V rounding) {
     V f = v_sub(m, v_set1(1)), w = v_div(f, v_add(v_set1(2), f)), z = v_mul(w, w);
     V r = v_set1(log_poly[LOG_TERMS - 1]), half = v_mul(v_set1((R)0.5), v_mul(f, f));
-    FX_UNROLL for (int i = LOG_TERMS - 2; i >= 0; i--) r = v_fma(r, z, v_set1(log_poly[i]));
+    FX_UNROLL
+    for (int i = LOG_TERMS - 2; i >= 0; i--) r = v_fma(r, z, v_set1(log_poly[i]));
     V small = v_fma(w, v_fma(r, z, half), v_fma(e, v_set1(ln2_low), rounding));
     return v_fma(e, v_set1(ln2_high), v_add(f, v_sub(small, half)));
 }
@@ -104,7 +108,8 @@ static FX_INLINE V v_tanh(V u, V *slope) {
     const V two = v_set1(2);
     V a = v_mul(v_set1(-2), v_abs(u)), x = v_max(one.lowest, a), n = v_round(v_mul(x, one.high));
     V f = v_add(v_fms(x, one.high, n), v_mul(x, one.low)), q = v_set1(exp2_poly[EXP2_TERMS - 1]);
-    FX_UNROLL for (int i = EXP2_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp2_poly[i]));
+    FX_UNROLL
+    for (int i = EXP2_TERMS - 2; i >= 0; i--) q = v_fma(q, f, v_set1(exp2_poly[i]));
     V power = v_scale2(v_set1(1), n), t = v_fma(power, v_mul(f, q), v_sub(power, v_set1(1)));
     V e = v_select(v_lt(a, v_set1(-1)), v_exp(a, one), v_add(v_set1(1), t)), below = v_add(two, t);
     *slope = v_div(v_mul(v_set1(4), e), v_mul(below, below));
@@ -120,9 +125,10 @@ static inline double fx_two(int64_t n) {
     return d;
 }
 static inline double fx_exp(double x) {
-    static const double c[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,  0x1.3b2ab6fba011ap-7,
-                               0x1.5d87fe78cd711p-10, 0x1.4309130ed8c73p-13, 0x1.ffcbfba96f4f3p-17, 0x1.62bfc79d4fc9cp-20,
-                               0x1.b5267d00ef850p-24, 0x1.e61b4fa510fe6p-28, 0x1.e79b8a6429c12p-32};
+    static const double c[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5a4p-3,  0x1.c6b08d7049fe8p-5,
+                               0x1.3b2ab6fba011ap-7,  0x1.5d87fe78cd711p-10, 0x1.4309130ed8c73p-13,
+                               0x1.ffcbfba96f4f3p-17, 0x1.62bfc79d4fc9cp-20, 0x1.b5267d00ef850p-24,
+                               0x1.e61b4fa510fe6p-28, 0x1.e79b8a6429c12p-32};
     if (!(x > -708)) return x == x ? 0 : x;
     double y = x * 0x1.71547652b82fep+0;
     double n = (y + 6755399441055744.0) - 6755399441055744.0;

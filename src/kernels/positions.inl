@@ -3,9 +3,9 @@
  * from a private copy: an array that another thread changes meanwhile cannot lead outside memory. */
 
 typedef struct {
-    int64_t first;               /* flat index of the run's first position */
-    int n, valid;                /* positions, and how many of them are valid */
-    const int32_t *index;        /* the valid ones, in order; NULL: all of them, or not closed up */
+    int64_t first;        /* flat index of the run's first position */
+    int n, valid;         /* positions, and how many of them are valid */
+    const int32_t *index; /* the valid ones, in order; NULL: all of them, or not closed up */
     char *base[FX_OPERANDS];
     int64_t step[FX_OPERANDS];
 } Run;
@@ -57,7 +57,9 @@ static void read_indices(int64_t *to, const char *p, int dtype, int64_t step, in
     case FX_I32: READ_INDICES(int32_t) break;
     case FX_I64:
         if (step == 8) memcpy(to, p, 8 * (size_t)n);
-        else { READ_INDICES(int64_t) }
+        else {
+            READ_INDICES(int64_t)
+        }
         break;
     case FX_U8: READ_INDICES(uint8_t) break;
     case FX_U16: READ_INDICES(uint16_t) break;
@@ -68,7 +70,8 @@ static void read_indices(int64_t *to, const char *p, int dtype, int64_t step, in
 
 static void report_bad(FxCall *call, int64_t position) {
     int64_t seen = atomic_load(&call->bad_position);
-    while ((seen < 0 || position < seen) && !atomic_compare_exchange_weak(&call->bad_position, &seen, position)) {}
+    while ((seen < 0 || position < seen) && !atomic_compare_exchange_weak(&call->bad_position, &seen, position)) {
+    }
 }
 
 /* The same gradient scale for every position: then it is not written out. */

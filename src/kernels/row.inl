@@ -22,9 +22,9 @@ enum { NONE, UNIFORM, ARRAY, ENTROPY };
 typedef struct {
     const FxCall *call;
     FxScratch *scratch;
-    const char *x;    /* first class */
-    const char *q;    /* class probabilities, or NULL */
-    int direct;       /* contiguous, native, aligned or not, no transform */
+    const char *x; /* first class */
+    const char *q; /* class probabilities, or NULL */
+    int direct;    /* contiguous, native, aligned or not, no transform */
 } Row;
 
 /* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
@@ -78,9 +78,11 @@ static FX_INLINE void row_group(V v[4], const char *p, int64_t i, int64_t n, int
         v_load_pair(p + i * SIZE, &v[0], &v[1]);
         v_load_pair(p + (i + 2 * LANES) * SIZE, &v[2], &v[3]);
     } else if (i + GROUP <= n) {
-        FX_UNROLL for (int u = 0; u < 4; u++) v[u] = row_load(p, i + u * LANES, direct);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) v[u] = row_load(p, i + u * LANES, direct);
     } else {
-        FX_UNROLL for (int u = 0; u < 4; u++) {
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) {
             int64_t left = n - i - u * LANES;
             v[u] = left >= LANES ? row_load(p, i + u * LANES, direct)
                    : left > 0    ? row_load_tail(p, i + u * LANES, (int)left, fill, direct)
@@ -114,8 +116,7 @@ static FX_INLINE R row_max(V groups[], const char *p, int64_t n, int direct, int
 
 /* Where the value is (in a paired group: its place there), for a block whose groups' maxima are known; -1 if nowhere (NaN
  * hides it). */
-static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct,
-                                  int paired) {
+static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct, int paired) {
     V v[4], wanted = v_set1(value);
     for (int64_t g = 0; g * GROUP < n; g++) {
         if (!v_any(v_eq(groups[g], wanted))) continue;
@@ -138,24 +139,25 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
         if (direct)
             for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
         row_group(v, p, i, n, direct, paired);
-        FX_UNROLL for (int u = 0; u < 4; u++) {
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) {
             v[u] = v_sub(v[u], r);
             e[u] = v_exp(v[u], k);
         }
-        if ((uint64_t)(skip - i) < GROUP)
-            FX_UNROLL for (int u = 0; u < 4; u++)
-                e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
+        if ((uint64_t)(skip - i) < GROUP) FX_UNROLL
+        for (int u = 0; u < 4; u++) e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
         /* Two sums in turn: half as many roundings in each. */
         V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
         even = odd;
         odd = next;
         if (kind == NONE) continue;
         if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-            FX_UNROLL for (int u = 0; u < 4; u++)
-                moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), moment[u & 1]);
+            FX_UNROLL
+            for (int u = 0; u < 4; u++) moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), moment[u & 1]);
             continue;
         }
-        FX_UNROLL for (int u = 0; u < 4; u++) {
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) {
             int64_t left = n - i - u * LANES;
             V c = v_set1(1), d = v[u];
             if (kind == ARRAY) {
@@ -276,16 +278,19 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
         V y[4], c = none;
         if (i >= head && i + GROUP <= n) {
             row_group(y, p, i, n, direct, paired);
-            FX_UNROLL for (int u = 0; u < 4; u++) {
+            FX_UNROLL
+            for (int u = 0; u < 4; u++) {
                 if (kind == ARRAY) c = v_loadr(coefficient + i + u * LANES);
                 y[u] = row_value(y[u], max, factor, spread, c, k, kind, logarithm);
             }
             if ((uint64_t)(at - i) < GROUP) {
                 int64_t place = paired ? pair_index(at - i) : at - i;
-                FX_UNROLL for (int u = 0; u < 4; u++)
+                FX_UNROLL
+                for (int u = 0; u < 4; u++)
                     y[u] = v_select(v_eq(v_iota(), v_set1((R)(place - u * LANES))), value, y[u]);
             }
-            FX_UNROLL for (int u = 0; u < 4; u++) {
+            FX_UNROLL
+            for (int u = 0; u < 4; u++) {
                 char *slot = to + (i + u * LANES) * size;
                 if (paired && u % 2) continue;
                 if (paired && stream) v_stream_pair(slot, y[u], y[u + 1]);

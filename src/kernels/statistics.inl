@@ -35,21 +35,21 @@ static FX_INLINE R score_max(V groups[], const char *p, int64_t n, R value, int6
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) smaller[u] = v_add(smaller[u], v_keep(v_lt(v[u], target), one));
+        for (int u = 0; u < 4; u++) smaller[u] = v_select(v_lt(v[u], target), v_add(smaller[u], one), smaller[u]);
     }
     for (; g < whole; g++) {
         row_group(v, p, g * GROUP, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_add(larger[u], v_keep(v_lt(target, v[u]), one));
+        for (int u = 0; u < 4; u++) larger[u] = v_select(v_lt(target, v[u]), v_add(larger[u], one), larger[u]);
     }
     if (g * GROUP < n) {
         row_group(v, p, g * GROUP, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_add(larger[u], v_keep(v_lt(target, v[u]), one));
+        for (int u = 0; u < 4; u++) larger[u] = v_select(v_lt(target, v[u]), v_add(larger[u], one), larger[u]);
     }
     if (at >= 0 && at < n) { /* equal ones before the target in its own group */
         row_group(v, p, before * GROUP, n, direct, 0);
@@ -171,81 +171,118 @@ static void score_tops(FxCall *call, FxScratch *s, const Run *run, int direct) {
     }
 }
 
-enum { QUAD = 4, ORDER_LINES = 1 << 20 }; /* classes compared at once; classes counted in lanes of R, exactly */
+/* Classes compared at once, in place and in a tile; classes counted in lanes of R, exactly. */
+enum { COLUMN_LINES = 8, TILE_LINES = 4, ORDER_CLASSES = 1 << 20 };
 
-/* One sweep over n lines from class c0: the maximum of LANES positions from j on, the quad in which it was met first (or
- * -1), and larger ones after the target's quad less smaller ones before it. */
-static FX_INLINE void order_quad(V v[QUAD], int lines, int c, V target, V at, V *best, V *met, V *count) {
-    const V one = v_set1(1);
-    V top = v[0], sign = v_select(v_lt(v_set1((R)(c + lines - 1)), at), v_set1(-1), one), t = v_mul(target, sign);
+/* Of LANES positions: the maximum so far, the first class of the group in which it was met (-1: not here), and how many
+ * are larger after the target less how many are smaller before it. */
+typedef struct {
+    V best, met, count;
+} Order;
+
+static FX_INLINE void order_group(Order *o, const V v[], const int lines, int c, V target, V at) {
+    const V one = v_set1(1), minus = v_set1(-1), half = v_set1((R)(lines / 2)), middle = v_set1((R)(c + lines / 2));
+    V m[COLUMN_LINES], other = v_set1(0);
     FX_UNROLL
-    for (int u = 0; u < lines; u++) {
-        if (u) top = v_max(v[u], top);
-        *count = v_add(*count, v_keep(v_lt(t, v_mul(v[u], sign)), sign));
+    for (int u = 0; u < lines; u++) m[u] = v[u];
+    FX_UNROLL
+    for (int w = lines / 2; w; w /= 2) FX_UNROLL
+    for (int u = 0; u < w; u++) m[u] = v_max(m[u], m[u + w]);
+    o->met = v_select(v_lt(o->best, m[0]), v_set1((R)c), o->met);
+    o->best = v_max(m[0], o->best);
+    if (lines > 1 && v_any(v_lt(v_abs(v_sub(at, middle)), half))) { /* some lane's target is one of these */
+        FX_UNROLL
+        for (int u = 0; u < lines; u++) {
+            V side = v_select(v_lt(v_set1((R)(c + u)), at), minus, one);
+            M counts = v_lt(v_mul(target, side), v_mul(v[u], side));
+            o->count = v_select(counts, v_add(o->count, side), o->count);
+        }
+        return;
     }
-    *met = v_select(v_lt(*best, top), v_set1((R)c), *met);
-    *best = v_max(top, *best);
+    V side = v_select(v_lt(v_set1((R)(c + lines - 1)), at), minus, one), t = v_mul(target, side);
+    FX_UNROLL
+    for (int u = 0; u < lines; u += 2) {
+        o->count = v_select(v_lt(t, v_mul(v[u], side)), v_add(o->count, side), o->count);
+        if (u + 1 < lines) other = v_select(v_lt(t, v_mul(v[u + 1], side)), v_add(other, side), other);
+    }
+    if (lines > 1) o->count = v_add(o->count, other);
 }
 
-static FX_INLINE void order_lines(const char *p, int64_t d, int n, int width, Lanes a, int columns) {
+/* `lines` classes of all positions of a panel in place, or of a tile (whose sums stay in registers). */
+static FX_INLINE void order_columns(const char *p, int64_t d, int c, const int lines, int width, Lanes a) {
+    for (int j = 0; j < width; j += LANES) {
+        Order o = {v_loadr(a.max + j), v_loadr(a.factor + j), v_loadr(a.spread + j)};
+        V v[COLUMN_LINES];
+        FX_UNROLL
+        for (int u = 0; u < lines; u++) v[u] = line_load_last(p + u * d, j, width, 1);
+        order_group(&o, v, lines, c, v_loadr(a.top + j), v_loadr(a.value + j));
+        v_storer(a.max + j, o.best);
+        v_storer(a.factor + j, o.met);
+        v_storer(a.spread + j, o.count);
+    }
+}
+
+static FX_INLINE void order_tile(const char *p, int64_t d, int n, Lanes a) {
+    Order o = {v_loadr(a.max), v_loadr(a.factor), v_loadr(a.spread)};
+    const V target = v_loadr(a.top), at = v_loadr(a.value);
+    V v[TILE_LINES];
     int c = 0;
-    for (; c + QUAD <= n; c += QUAD, p += QUAD * d)
-        for (int j = 0; j < width; j += LANES) {
-            V v[QUAD], best = v_loadr(a.max + j), met = v_loadr(a.factor + j), count = v_loadr(a.spread + j);
-            FX_UNROLL
-            for (int u = 0; u < QUAD; u++) v[u] = line_load_last(p + u * d, j, width, columns);
-            order_quad(v, QUAD, c, v_loadr(a.top + j), v_loadr(a.value + j), &best, &met, &count);
-            v_storer(a.max + j, best);
-            v_storer(a.factor + j, met);
-            v_storer(a.spread + j, count);
-        }
-    for (; c < n; c++, p += d)
-        for (int j = 0; j < width; j += LANES) {
-            V v[QUAD], best = v_loadr(a.max + j), met = v_loadr(a.factor + j), count = v_loadr(a.spread + j);
-            v[0] = line_load_last(p, j, width, columns);
-            order_quad(v, 1, c, v_loadr(a.top + j), v_loadr(a.value + j), &best, &met, &count);
-            v_storer(a.max + j, best);
-            v_storer(a.factor + j, met);
-            v_storer(a.spread + j, count);
-        }
+    for (; c + TILE_LINES <= n; c += TILE_LINES) {
+        FX_UNROLL
+        for (int u = 0; u < TILE_LINES; u++) v[u] = line_load(p + (c + u) * d, 0, 0);
+        order_group(&o, v, TILE_LINES, c, target, at);
+    }
+    for (; c < n; c++) {
+        v[0] = line_load(p + c * d, 0, 0);
+        order_group(&o, v, 1, c, target, at);
+    }
+    /* From the group to the class: the first that has the maximum. */
+    V met = o.met;
+    for (c = n - 1; c >= 0; c--) met = v_select(v_eq(line_load(p + c * d, 0, 0), o.best), v_set1((R)c), met);
+    v_storer(a.factor, v_select(v_lt(o.met, v_set1(0)), o.met, met));
+    v_storer(a.max, o.best);
+    v_storer(a.spread, o.count);
 }
 
-static FX_INLINE R line_one(const char *p, int j, int columns) {
-    return columns ? load_one(p + (int64_t)j * SIZE) : ((const R *)p)[j];
+static FX_INLINE void order_lines(const char *p, int64_t d, int n, int width, int given, Lanes a, int columns) {
+    if (!columns) {
+        order_tile(p, d, n, a);
+        return;
+    }
+    int c = 0;
+    for (; c + COLUMN_LINES <= n; c += COLUMN_LINES) order_columns(p + c * d, d, c, COLUMN_LINES, width, a);
+    for (; c < n; c++) order_columns(p + c * d, d, c, 1, width, a);
+    for (int j = 0; j < given; j++) {
+        int met = (int)a.factor[j], end = met + COLUMN_LINES < n ? met + COLUMN_LINES : n;
+        while (met >= 0 && met + 1 < end && load_one(p + met * d + (int64_t)j * SIZE) != a.max[j]) met++;
+        a.factor[j] = (R)met;
+    }
 }
 
 /* argmax, rank and max of a panel's positions; top holds the targets' logits. */
 static FX_INLINE void score_order(Panel *panel, Lanes a, double *argmax, double *rank, const int64_t *target,
                                   int columns) {
-    const int64_t classes = panel->call->classes, step = columns ? ORDER_LINES : FX_TILE_CLASSES;
+    const int64_t classes = panel->call->classes, step = columns ? ORDER_CLASSES : FX_TILE_CLASSES;
     const int width = columns ? panel->width : LANES;
     for (int j = 0; j < panel->width; j++) argmax[j] = rank[j] = 0;
     for (int j = 0; j < width; j += LANES) v_storer(a.max + j, v_set1(-(R)INFINITY));
     for (int64_t c0 = 0; c0 < classes; c0 += step) {
-        const int n = (int)(classes - c0 < step ? classes - c0 : step), quads = n / QUAD * QUAD;
+        const int n = (int)(classes - c0 < step ? classes - c0 : step);
         int64_t d;
         const char *p = panel_lines(panel, c0, n, &d, columns);
         for (int j = 0; j < width; j += LANES) {
             v_storer(a.factor + j, v_set1(-1));
             v_storer(a.spread + j, v_set1(0));
-            v_storer(a.value + j, v_set1(-1));
+            v_storer(a.value + j, v_set1(0));
         }
         for (int j = 0; j < panel->width; j++) {
             int64_t at = target[j] - c0;
-            a.value[j] = (R)(at < 0 ? -1 : at < n ? at : n);
+            a.value[j] = (R)(at < 0 ? 0 : at < n ? at : n);
         }
-        order_lines(p, d, n, width, a, columns);
+        order_lines(p, d, n, width, panel->width, a, columns);
         for (int j = 0; j < panel->width; j++) {
-            int met = (int)a.factor[j], at = (int)a.value[j];
-            for (int q = met; met >= 0 && q < n && q < met + QUAD; q++)
-                if (line_one(p + q * d, j, columns) == a.max[j]) {
-                    argmax[j] = (double)(c0 + q);
-                    break;
-                }
-            if (at < 0) at = 0;
-            int from = at < quads ? at / QUAD * QUAD : at;
-            for (int q = from; q < at; q++) rank[j] += line_one(p + q * d, j, columns) == a.top[j];
-            rank[j] += (double)from + (double)a.spread[j];
+            argmax[j] = a.factor[j] >= 0 ? (double)c0 + (double)a.factor[j] : argmax[j];
+            rank[j] += (double)a.value[j] + (double)a.spread[j];
         }
     }
 }
@@ -254,8 +291,14 @@ static FX_INLINE void score_order(Panel *panel, Lanes a, double *argmax, double 
 static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, Lanes a, int first, int columns) {
     FxScratch *s = panel->scratch;
     const int64_t *target = s->target + first;
-    for (int j = 0; j < panel->width; j++)
-        a.top[j] = score_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
+    if (!columns && call->classes <= FX_TILE_CLASSES) {
+        int64_t d;
+        const R *tile = (const R *)panel_lines(panel, 0, (int)call->classes, &d, 0);
+        for (int j = 0; j < panel->width; j++) a.top[j] = tile[target[j] * LANES + j];
+    } else {
+        for (int j = 0; j < panel->width; j++)
+            a.top[j] = score_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
+    }
     for (int j = panel->width; j % LANES; j++) a.top[j] = 0;
     score_order(panel, a, s->argmax + first, s->rank + first, target, columns);
     panel_sum(panel, a, columns, columns ? (int)(call->classes < 1 << 30 ? call->classes : 1 << 30) : FX_TILE_CLASSES,
@@ -303,7 +346,11 @@ static void put_real(const FxCall *call, const FxScratch *s, const Run *run, int
     R *to = (R *)call->statistics[what];
     if (!to) return;
     to += run->first;
-    if (run->valid < run->n) memset(to, 0, sizeof(R) * (size_t)run->n);
+    if (run->valid == run->n) {
+        memcpy(to, from, sizeof(R) * (size_t)n);
+        return;
+    }
+    memset(to, 0, sizeof(R) * (size_t)run->n);
     for (int k = 0; k < n; k++)
         if (s->target[k] >= 0) to[place(run, k)] = from[k];
 }
@@ -313,7 +360,11 @@ static void put_class(const FxCall *call, const FxScratch *s, const Run *run, in
     int64_t *to = (int64_t *)call->statistics[what];
     if (!to) return;
     to += run->first;
-    if (run->valid < run->n) memset(to, -1, sizeof(int64_t) * (size_t)run->n);
+    if (run->valid == run->n) {
+        for (int k = 0; k < n; k++) to[k] = a.rest[k] == a.rest[k] ? (int64_t)from[k] : -1;
+        return;
+    }
+    memset(to, -1, sizeof(int64_t) * (size_t)run->n);
     for (int k = 0; k < n; k++)
         if (s->target[k] >= 0) to[place(run, k)] = a.rest[k] == a.rest[k] ? (int64_t)from[k] : -1;
 }

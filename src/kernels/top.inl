@@ -28,14 +28,16 @@ typedef struct {
     int64_t size, have;
 } Top;
 
-static FX_INLINE int top_after(R a, int64_t i, R b, int64_t j) { return a < b || (a == b && i > j); }
+/* Without branches: which of two comes first is anyone's guess. */
+static FX_INLINE int top_after(R a, int64_t i, R b, int64_t j) { return (a < b) | ((a == b) & (i > j)); }
 
 /* Puts (v, i) into the heap of n, from the free place `at` downwards. */
 static FX_INLINE void top_sift(Top *top, int64_t n, int64_t at, R v, int64_t i) {
     R *value = top->value;
     int64_t *class = top->class;
     for (int64_t c = 2 * at + 1; c < n; c = 2 * at + 1) {
-        if (c + 1 < n && top_after(value[c + 1], class[c + 1], value[c], class[c])) c++;
+        const int64_t d = c + (c + 1 < n); /* the other child, if there is one */
+        c += top_after(value[d], class[d], value[c], class[c]);
         if (!top_after(value[c], class[c], v, i)) break;
         value[at] = value[c];
         class[at] = class[c];

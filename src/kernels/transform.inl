@@ -1,11 +1,7 @@
 /* Single elements, and z from x where that cannot be left to the exponential. */
 
-static FX_INLINE R load_one(const char *p) {
-    return FX_CAT(load_one_, FX_STORAGE)(p);
-}
-static FX_INLINE void store_one(char *p, R v) {
-    FX_CAT(store_one_, FX_STORAGE)(p, v);
-}
+static FX_INLINE R load_one(const char *p) { return FX_CAT(load_one_, FX_STORAGE)(p); }
+static FX_INLINE void store_one(char *p, R v) { FX_CAT(store_one_, FX_STORAGE)(p, v); }
 
 /* z = softcap·tanh(scale·x/softcap), or scale·x for a scale so small that differences times it would vanish, and dz/dx.
  * An infinite logit stays infinite (a removed class stays removed), with the slope of the middle. */

@@ -8,9 +8,9 @@ typedef __m256 M; /* all ones or all zeros in each lane */
 enum { LANES = 8 };
 
 /* 2^n is made by moving n + 127 into the exponent, so n stops at -126: what lies lower is flushed to 0. */
-#define EXP_LOWEST (-87.336f)
-#define V_SPLITS 0
-#define V_PAIRS_bf16 1
+#define EXP_LOWEST     (-87.336f)
+#define V_SPLITS       0
+#define V_PAIRS_bf16   1
 #define EXP_TABLE_BITS 3
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
@@ -112,9 +112,7 @@ static inline void v_put_halves(char *p, __m128i h, int n) {
     for (int i = 0; i < 2 * n; i++) p[i] = b[i];
 }
 
-static inline V v_widen_bf16(__m128i h) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-}
+static inline V v_widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
 static inline __m256i v_round_bf16(V a) {
     __m256i u = _mm256_castps_si256(a);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

@@ -7,8 +7,8 @@ typedef __m256d V;
 typedef __m256d M;
 enum { LANES = 4 };
 
-#define EXP_LOWEST (-708.39)
-#define V_SPLITS 0
+#define EXP_LOWEST     (-708.39)
+#define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };

@@ -8,9 +8,9 @@ typedef __mmask16 M;
 enum { LANES = 16 };
 
 /* 2^-151.5 rounds to 0 in scalef, so -inf needs no case of its own. */
-#define EXP_LOWEST (-105.0f)
-#define V_SPLITS 8
-#define V_PAIRS_bf16 1
+#define EXP_LOWEST     (-105.0f)
+#define V_SPLITS       8
+#define V_PAIRS_bf16   1
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };
@@ -131,9 +131,7 @@ static inline void v_store_f32(char *p, V a) { _mm512_storeu_ps(p, a); }
 static inline void v_store_tail_f32(char *p, V a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
 static inline void v_stream_f32(char *p, V a) { _mm512_stream_ps((float *)p, a); }
 
-static inline V v_widen_bf16(__m256i h) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-}
+static inline V v_widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
 /* Rounded to nearest even by hand (the bf16 instruction flushes subnormals): the result in the high half of each lane. */
 static inline __m512i v_round_bf16(V a) {
     __m512i u = _mm512_castps_si512(a);

@@ -7,8 +7,8 @@ typedef __m512d V;
 typedef __mmask8 M;
 enum { LANES = 8 };
 
-#define EXP_LOWEST (-747.0)
-#define V_SPLITS 0
+#define EXP_LOWEST     (-747.0)
+#define V_SPLITS       0
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };
@@ -40,8 +40,9 @@ static inline M v_first(int n) { return (M)((1u << n) - 1u); }
 
 /* Two registers of powers: a permutation of both looks at the last four bits of each index. */
 static inline V v_exp2(V y, V n, V r) {
-    const V low = _mm512_setr_pd(0x1p+0, 0x1.0b5586cf9890fp+0, 0x1.172b83c7d517bp+0, 0x1.2387a6e756238p+0,
-                                 0x1.306fe0a31b715p+0, 0x1.3dea64c123422p+0, 0x1.4bfdad5362a27p+0, 0x1.5ab07dd485429p+0);
+    const V low =
+        _mm512_setr_pd(0x1p+0, 0x1.0b5586cf9890fp+0, 0x1.172b83c7d517bp+0, 0x1.2387a6e756238p+0, 0x1.306fe0a31b715p+0,
+                       0x1.3dea64c123422p+0, 0x1.4bfdad5362a27p+0, 0x1.5ab07dd485429p+0);
     const V high =
         _mm512_setr_pd(0x1.6a09e667f3bcdp+0, 0x1.7a11473eb0187p+0, 0x1.8ace5422aa0dbp+0, 0x1.9c49182a3f090p+0,
                        0x1.ae89f995ad3adp+0, 0x1.c199bdd85529cp+0, 0x1.d5818dcfba487p+0, 0x1.ea4afa2a490dap+0);

@@ -8,8 +8,8 @@ typedef float32x4_t V;
 typedef uint32x4_t M;
 enum { LANES = 4 };
 
-#define EXP_LOWEST (-87.336f)
-#define V_SPLITS 0
+#define EXP_LOWEST     (-87.336f)
+#define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
@@ -66,9 +66,7 @@ static inline R v_hmax(V a) {
     float p = v[0] > v[1] ? v[0] : v[1], q = v[2] > v[3] ? v[2] : v[3];
     return p > q ? p : q;
 }
-static inline double v_hsum(V a) {
-    return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a)));
-}
+static inline double v_hsum(V a) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a))); }
 
 static inline void v_transpose(V r[4]) {
     V a = vtrn1q_f32(r[0], r[1]), b = vtrn2q_f32(r[0], r[1]), c = vtrn1q_f32(r[2], r[3]), d = vtrn2q_f32(r[2], r[3]);

@@ -8,8 +8,8 @@ typedef float64x2_t V;
 typedef uint64x2_t M;
 enum { LANES = 2 };
 
-#define EXP_LOWEST (-708.39)
-#define V_SPLITS 0
+#define EXP_LOWEST     (-708.39)
+#define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };

@@ -10,8 +10,8 @@ typedef FX_REAL V;
 typedef int M;
 enum { LANES = 1 };
 
-#define EXP_LOWEST (sizeof(R) == 4 ? (R)-87.336 : (R)-708.39)
-#define V_SPLITS 0
+#define EXP_LOWEST     (sizeof(R) == 4 ? (R) - 87.336 : (R) - 708.39)
+#define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 0 };
 enum { EXP_FLUSHES = 1 };
@@ -86,18 +86,18 @@ static inline double v_hsum(V a) { return (double)a; }
 static inline void v_transpose(V *r) { (void)r; }
 
 /* A tail has fewer elements than lanes: with one lane there is none, so the tail forms are the plain ones. */
-#define v_load_tail_f32(p, n, fill) ((void)(n), (void)(fill), v_load_f32(p))
-#define v_load_tail_f64(p, n, fill) ((void)(n), (void)(fill), v_load_f64(p))
+#define v_load_tail_f32(p, n, fill)  ((void)(n), (void)(fill), v_load_f32(p))
+#define v_load_tail_f64(p, n, fill)  ((void)(n), (void)(fill), v_load_f64(p))
 #define v_load_tail_bf16(p, n, fill) ((void)(n), (void)(fill), v_load_bf16(p))
-#define v_load_tail_f16(p, n, fill) ((void)(n), (void)(fill), v_load_f16(p))
-#define v_store_tail_f32(p, a, n) ((void)(n), v_store_f32(p, a))
-#define v_store_tail_f64(p, a, n) ((void)(n), v_store_f64(p, a))
-#define v_store_tail_bf16(p, a, n) ((void)(n), v_store_bf16(p, a))
-#define v_store_tail_f16(p, a, n) ((void)(n), v_store_f16(p, a))
-#define v_stream_f32 v_store_f32
-#define v_stream_f64 v_store_f64
-#define v_stream_bf16 v_store_bf16
-#define v_stream_f16 v_store_f16
+#define v_load_tail_f16(p, n, fill)  ((void)(n), (void)(fill), v_load_f16(p))
+#define v_store_tail_f32(p, a, n)    ((void)(n), v_store_f32(p, a))
+#define v_store_tail_f64(p, a, n)    ((void)(n), v_store_f64(p, a))
+#define v_store_tail_bf16(p, a, n)   ((void)(n), v_store_bf16(p, a))
+#define v_store_tail_f16(p, a, n)    ((void)(n), v_store_f16(p, a))
+#define v_stream_f32                 v_store_f32
+#define v_stream_f64                 v_store_f64
+#define v_stream_bf16                v_store_bf16
+#define v_stream_f16                 v_store_f16
 
 #if FX_REAL_BITS == 32
 static inline V v_load_f32(const char *p) { return v_loadr(p); }

@@ -20,8 +20,10 @@ static double uniform(void) {
 
 static int size_of(int storage) { return storage == FX_F64 ? 8 : storage == FX_F32 ? 4 : 2; }
 static double get(const char *p, int storage) {
-    return storage == FX_F64 ? load_one_f64(p) : storage == FX_F32 ? load_one_f32(p)
-           : storage == FX_F16 ? load_one_f16(p) : load_one_bf16(p);
+    return storage == FX_F64   ? load_one_f64(p)
+           : storage == FX_F32 ? load_one_f32(p)
+           : storage == FX_F16 ? load_one_f16(p)
+                               : load_one_bf16(p);
 }
 static void put(char *p, int storage, double v) {
     if (storage == FX_F64) store_one_f64(p, v);
@@ -37,16 +39,28 @@ static void compute(int isa, int storage, int columns, int classes, char *x, cha
     static char losses[POSITIONS * 8];
     static FxCall call;
     const int size = size_of(storage);
-    call = (FxCall){.operation = FX_OP_LOSS_GRAD, .isa = isa, .storage = storage, .nd = 1, .shape = {POSITIONS},
-                    .positions = POSITIONS, .classes = classes, .sequence_length = 1, .smoothing = smoothing,
-                    .softcap = softcap, .logit_scale = 1, .scale = 1, .class_weight_sum = classes};
-    call.operand[FX_X] = (FxOperand){.data = x, .dtype = storage, .class_stride = columns ? size * POSITIONS : size,
+    call = (FxCall){.operation = FX_OP_LOSS_GRAD,
+                    .isa = isa,
+                    .storage = storage,
+                    .nd = 1,
+                    .shape = {POSITIONS},
+                    .positions = POSITIONS,
+                    .classes = classes,
+                    .sequence_length = 1,
+                    .smoothing = smoothing,
+                    .softcap = softcap,
+                    .logit_scale = 1,
+                    .scale = 1,
+                    .class_weight_sum = classes};
+    call.operand[FX_X] = (FxOperand){.data = x,
+                                     .dtype = storage,
+                                     .class_stride = columns ? size * POSITIONS : size,
                                      .stride = {columns ? size : size * classes}};
     call.operand[FX_OUT] = call.operand[FX_X];
     call.operand[FX_OUT].data = grad;
     call.operand[FX_Y] = (FxOperand){.data = (char *)target, .dtype = FX_I64, .stride = {8}};
-    call.operand[FX_LOSSES] = (FxOperand){.data = losses, .dtype = storage == FX_F64 ? FX_F64 : FX_F32,
-                                          .stride = {storage == FX_F64 ? 8 : 4}};
+    call.operand[FX_LOSSES] = (FxOperand){
+        .data = losses, .dtype = storage == FX_F64 ? FX_F64 : FX_F32, .stride = {storage == FX_F64 ? 8 : 4}};
     call.partial = partial;
     atomic_init(&call.bad_position, -1);
     fx_plan_call(&call, 0);
