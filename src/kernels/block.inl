@@ -311,8 +311,10 @@ static double put_losses(const FxCall *call, const Run *run, const R *loss) {
     if (call->position_loss) memcpy((R *)call->position_loss + run->first, loss, sizeof(R) * (size_t)run->n);
     double part[8] = {0};
     const R *end = loss + run->n;
-    for (; loss + 8 <= end; loss += 8) FX_UNROLL
-    for (int l = 0; l < 8; l++) part[l] += (double)loss[l];
+    for (; loss + 8 <= end; loss += 8) {
+        FX_UNROLL
+        for (int l = 0; l < 8; l++) part[l] += (double)loss[l];
+    }
     for (; loss < end; loss++) part[0] += (double)*loss;
     return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }

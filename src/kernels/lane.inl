@@ -58,8 +58,10 @@ static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c
         for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
     }
     if (n - c <= LANES / 4) {
-        for (; c < n; c++) FX_UNROLL
-        for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
+        for (; c < n; c++) {
+            FX_UNROLL
+            for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
+        }
     } else if (c < n) {
         V r[LANES];
         FX_UNROLL
@@ -175,23 +177,25 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
                                       int kind, const R *coefficient, int per_lane, int columns) {
     const V zero = v_set1(0), one = v_set1(1);
     V sum[2] = {zero, zero}, moment = zero, mass = zero;
-    for (int c = 0; c < n; c += 2) FX_UNROLL
-    for (int u = 0; u < 2; u++) {
-        if (c + u == n) break;
-        V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
-        M top = v_eq(x, max);
-        p += d;
-        V e = v_drop(top, v_exp(y, k));
-        sum[u] = v_add(sum[u], e);
-        s->equal = v_add(s->equal, v_keep(top, one));
-        if (kind == ARRAY) {
-            V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
-            mass = v_add(mass, w);
-            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
-        } else if (kind == UNIFORM) {
-            moment = v_sub(moment, y);
-        } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-            moment = v_fnma(e, v_max(k.lowest, y), moment);
+    for (int c = 0; c < n; c += 2) {
+        FX_UNROLL
+        for (int u = 0; u < 2; u++) {
+            if (c + u == n) break;
+            V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
+            M top = v_eq(x, max);
+            p += d;
+            V e = v_drop(top, v_exp(y, k));
+            sum[u] = v_add(sum[u], e);
+            s->equal = v_add(s->equal, v_keep(top, one));
+            if (kind == ARRAY) {
+                V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
+                mass = v_add(mass, w);
+                moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+            } else if (kind == UNIFORM) {
+                moment = v_sub(moment, y);
+            } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+                moment = v_fnma(e, v_max(k.lowest, y), moment);
+            }
         }
     }
     add_exactly(&s->total, &s->lost, v_add(sum[0], sum[1]));

@@ -144,12 +144,20 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
             v[u] = v_sub(v[u], r);
             e[u] = v_exp(v[u], k);
         }
-        if ((uint64_t)(skip - i) < GROUP) FX_UNROLL
-        for (int u = 0; u < 4; u++) e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
+        if ((uint64_t)(skip - i) < GROUP) {
+            FX_UNROLL
+            for (int u = 0; u < 4; u++) e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
+        }
         /* Two sums in turn: half as many roundings in each. */
         V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
         even = odd;
         odd = next;
+        if (kind != NONE && i && i / GROUP % 8 == 0) { /* no long chain of roundings */
+            *dot += v_hsum(v_add(moment[0], moment[1]));
+            moment[0] = moment[1] = zero;
+            if (kind == ARRAY) *weight += v_hsum(mass);
+            mass = zero;
+        }
         if (kind == NONE) continue;
         if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
             FX_UNROLL
@@ -170,12 +178,6 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
                 d = left > 0 ? v_keep(v_first((int)left), d) : zero;
             }
             moment[u & 1] = v_fnma(c, d, moment[u & 1]);
-        }
-        if (i / GROUP % 8 == 7) { /* no long chain of roundings */
-            *dot += v_hsum(v_add(moment[0], moment[1]));
-            moment[0] = moment[1] = zero;
-            if (kind == ARRAY) *weight += v_hsum(mass);
-            mass = zero;
         }
     }
     if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));

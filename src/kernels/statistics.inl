@@ -186,8 +186,10 @@ static FX_INLINE void order_group(Order *o, const V v[], const int lines, int c,
     FX_UNROLL
     for (int u = 0; u < lines; u++) m[u] = v[u];
     FX_UNROLL
-    for (int w = lines / 2; w; w /= 2) FX_UNROLL
-    for (int u = 0; u < w; u++) m[u] = v_max(m[u], m[u + w]);
+    for (int w = lines / 2; w; w /= 2) {
+        FX_UNROLL
+        for (int u = 0; u < w; u++) m[u] = v_max(m[u], m[u + w]);
+    }
     o->met = v_select(v_lt(o->best, m[0]), v_set1((R)c), o->met);
     o->best = v_max(m[0], o->best);
     if (lines > 1 && v_any(v_lt(v_abs(v_sub(at, middle)), half))) { /* some lane's target is one of these */
