@@ -34,5 +34,6 @@ void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "positions.inl"
 #include "pick.inl"
 #include "top.inl"
+#include "order.inl"
 #include "statistics.inl"
 #include "block.inl"

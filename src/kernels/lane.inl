@@ -172,6 +172,12 @@ static FX_INLINE void add_exactly(V *total, V *lost, V term) {
     *total = next;
 }
 
+/* Both together; an infinite term left NaN in `lost`, and the plain sum is right. */
+static FX_INLINE V with_lost(V total, V lost) {
+    V v = v_add(total, lost);
+    return v_select(v_eq(v, v), v, total);
+}
+
 /* LANES positions through up to LINES classes. */
 static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
                                       int kind, const R *coefficient, int per_lane, int columns) {
@@ -252,8 +258,8 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
     /* The sum over those below the maximum, and of those that equal it all but one. */
     for (int j = 0; j < width; j += LANES) {
         if (columns) s = sums_load(a, j, kind);
-        if (kind != NONE) v_storer(a.dot + j, v_add(s.dot, s.dot_lost));
-        if (kind == ARRAY && !columns) v_storer(a.mass + j, v_add(s.mass, s.mass_lost));
+        if (kind != NONE) v_storer(a.dot + j, with_lost(s.dot, s.dot_lost));
+        if (kind == ARRAY && !columns) v_storer(a.mass + j, with_lost(s.mass, s.mass_lost));
         v_storer(a.rest + j, v_add(s.equal, v_add(s.total, s.lost)));
     }
 }
