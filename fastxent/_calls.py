@@ -18,9 +18,10 @@ from ._reductions import Call, gradient_scale, value
 Array = NDArray[Any]
 
 
-def loss(plan: Plan, check_first: bool) -> Any:
-    """The value of a loss. `check_first`: the plan writes into an array of the caller's."""
-    call = _backends.open_call(plan)
+def loss(plan: Plan, check_first: bool, call: Any = None) -> Any:
+    """The value of a loss. `check_first`: the plan writes into an array of the caller's. `call`: the plan opened."""
+    if call is None:
+        call = _backends.open_call(plan)
     if check_first:
         _, bad = call.prepare()
         if bad >= 0:
@@ -31,9 +32,10 @@ def loss(plan: Plan, check_first: bool) -> Any:
     return value(plan, call, total, divisor)
 
 
-def loss_and_gradient(plan: Plan) -> tuple[Any, Array]:
-    """The value of a loss and its gradient."""
-    call = _backends.open_call(plan)
+def loss_and_gradient(plan: Plan, call: Any = None) -> tuple[Any, Array]:
+    """The value of a loss and its gradient. `call`: the plan opened."""
+    if call is None:
+        call = _backends.open_call(plan)
     total, divisor = _run_with_gradient(plan, call)
     return value(plan, call, total, divisor), plan.output
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLAN_FIELDS: tuple[str, ...]
+ELEMENT_FIELDS: tuple[str, ...]
 
 @final
 class Call:
@@ -15,6 +16,7 @@ class Call:
     sequence_divisors: NDArray[np.float64]
 
     def __init__(self, plan: tuple[Any, ...]) -> None: ...
+    def focus(self, gamma: float) -> None: ...
     def prepare(self) -> tuple[float, int]: ...
     def run(
         self, scale: float = 1.0, sequence_scale: NDArray[np.float64] | None = None

@@ -23,6 +23,15 @@ OP_LOG_SOFTMAX_GRAD = 13
 OP_STATISTICS = 14  # of each position: log-probability, rank, entropy ...
 OP_PARTIALS = 15  # the same of a range of the classes, to be merged
 OP_TOP_K = 16
+OP_DIVERGENCE = 30  # from here on: calls of an ElementPlan
+OP_BINARY_PROBS = 31
+OP_BINARY_LOGITS = 32
+OP_SQUARED = 33
+OP_ABSOLUTE = 34
+OP_HUBER = 35
+OP_SMOOTH_L1 = 36
+OP_SIGMOID = 37
+OP_LOG_SIGMOID = 38
 
 REDUCTION_NONE = 0
 REDUCTION_SUM = 1

@@ -23,8 +23,10 @@ cdef extern from "fastxent.h" nogil:
         FX_OP_LOSS, FX_OP_LOSS_GRAD, FX_OP_GRAD, FX_OP_LOSS_SOFTMAX, FX_OP_SOFTMAX, FX_OP_LOG_SOFTMAX, FX_OP_LOGSUMEXP
         FX_OP_NLL, FX_OP_NLL_GRAD, FX_OP_PROBS, FX_OP_PROBS_GRAD, FX_OP_REDUCE, FX_OP_SOFTMAX_GRAD
         FX_OP_LOG_SOFTMAX_GRAD, FX_OP_STATISTICS, FX_OP_PARTIALS, FX_OP_TOP_K
+        FX_OP_DIVERGENCE, FX_OP_BINARY_PROBS, FX_OP_BINARY_LOGITS, FX_OP_SQUARED, FX_OP_ABSOLUTE, FX_OP_HUBER
+        FX_OP_SMOOTH_L1, FX_OP_SIGMOID, FX_OP_LOG_SIGMOID
     enum:
-        FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_OPERANDS
+        FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_POSITIVE, FX_OPERANDS
     enum:
         FX_F32, FX_F64, FX_F16, FX_BF16, FX_I8, FX_I16, FX_I32, FX_I64, FX_U8, FX_U16, FX_U32, FX_U64
     enum:
@@ -41,12 +43,14 @@ cdef extern from "fastxent.h" nogil:
         int operation, isa, storage, targets_are_probs, has_ignore, nd
         int64_t ignore, positions, classes, sequence_length, shift, blocks
         int64_t shape[64]
-        FxOperand operand[7]
+        FxOperand operand[8]
         const int64_t *lengths
         const double *class_weight
         const void *class_weight_r
         double class_weight_sum, smoothing, z_loss, logit_scale, softcap, scale
         const double *sequence_scale
+        int focal
+        double gamma, parameter
         const char *saved
         char *saved_out
         double *position_weight
@@ -69,6 +73,10 @@ PLAN_FIELDS = (
     "operation", "logits", "axis", "targets", "class_weight", "sample_weight", "mask", "lengths", "ignore_index",
     "shift", "label_smoothing", "z_loss", "logit_scale", "softcap", "upstream", "saved", "losses", "saved_out",
     "output", "sequence_length", "per_sequence", "num_threads", "statistics",
+)
+ELEMENT_FIELDS = (
+    "operation", "input", "axis", "target", "sample_weight", "mask", "lengths", "upstream", "positive_weight",
+    "parameter", "losses", "output", "sequence_length", "per_sequence", "num_threads",
 )
 
 cdef int _isa = 0
@@ -140,6 +148,9 @@ cdef class Call:
         cdef object targets = plan[3], weight = plan[4], lengths = plan[7], ignore = plan[8], saved = plan[15]
         cdef cnp.ndarray w
         self.plan = fields
+        if <int>plan[0] >= FX_OP_DIVERGENCE:
+            self._open_elements(plan)
+            return
         self.threads = plan[21]
         self.per_sequence = plan[20]
         c.operation = plan[0]
@@ -204,6 +215,48 @@ cdef class Call:
         if c.sequence_length != 1:
             self.sequences = c.positions // c.sequence_length if c.sequence_length else 0
         fx_plan_call(c, c.lengths != NULL or c.shift != 0 or self.per_sequence)
+
+    cdef _open_elements(self, tuple plan):
+        """An ElementPlan: operands of one shape, of which at most the first two have a class axis."""
+        cdef FxCall *c = &self.c
+        cdef cnp.ndarray x = <cnp.ndarray>plan[1]
+        cdef object lengths = plan[6]
+        cdef int axis = plan[2], d
+        c.operation = plan[0]
+        c.isa = _isa
+        c.positions = c.classes = 1
+        for d in range(cnp.PyArray_NDIM(x)):
+            if d == axis:
+                c.classes = cnp.PyArray_DIM(x, d)
+                continue
+            c.shape[c.nd] = cnp.PyArray_DIM(x, d)
+            c.positions *= c.shape[c.nd]
+            c.nd += 1
+        describe(&c.operand[FX_X], x, axis)
+        c.storage = c.operand[FX_X].dtype if c.operand[FX_X].dtype < FX_I8 else FX_F64
+        c.targets_are_probs = 1
+        describe(&c.operand[FX_Y], plan[3], axis)
+        describe(&c.operand[FX_WEIGHT], plan[4], -1)
+        describe(&c.operand[FX_MASK], plan[5], -1)
+        c.lengths = NULL if lengths is None else <const int64_t *>cnp.PyArray_DATA(<cnp.ndarray>lengths)
+        describe(&c.operand[FX_UPSTREAM], plan[7], -1)
+        describe(&c.operand[FX_POSITIVE], plan[8], -1)
+        c.parameter = plan[9]
+        describe(&c.operand[FX_LOSSES], plan[10], -1)
+        describe(&c.operand[FX_OUT], plan[11], axis)
+        c.logit_scale = c.scale = 1.0
+        c.sequence_length = plan[12]
+        self.per_sequence = plan[13]
+        self.threads = plan[14]
+        self.sequences = c.positions
+        if c.sequence_length != 1:
+            self.sequences = c.positions // c.sequence_length if c.sequence_length else 0
+        fx_plan_call(c, c.lengths != NULL or self.per_sequence)
+
+    def focus(self, double gamma):
+        """Make cross-entropy focal loss: weighted by (1 - p)**gamma, and class weights leave the divisor alone."""
+        self.c.focal = 1
+        self.c.gamma = gamma
 
     cdef _go(self, bint prepare):
         """Runs all blocks; returns (total, divisor, bad_position)."""
@@ -277,7 +330,10 @@ def codes():
         "OP_LOGSUMEXP": FX_OP_LOGSUMEXP, "OP_NLL": FX_OP_NLL, "OP_NLL_GRAD": FX_OP_NLL_GRAD, "OP_PROBS": FX_OP_PROBS,
         "OP_PROBS_GRAD": FX_OP_PROBS_GRAD, "OP_REDUCE": FX_OP_REDUCE, "OP_SOFTMAX_GRAD": FX_OP_SOFTMAX_GRAD,
         "OP_LOG_SOFTMAX_GRAD": FX_OP_LOG_SOFTMAX_GRAD, "OP_STATISTICS": FX_OP_STATISTICS,
-        "OP_PARTIALS": FX_OP_PARTIALS, "OP_TOP_K": FX_OP_TOP_K,
+        "OP_PARTIALS": FX_OP_PARTIALS, "OP_TOP_K": FX_OP_TOP_K, "OP_DIVERGENCE": FX_OP_DIVERGENCE,
+        "OP_BINARY_PROBS": FX_OP_BINARY_PROBS, "OP_BINARY_LOGITS": FX_OP_BINARY_LOGITS, "OP_SQUARED": FX_OP_SQUARED,
+        "OP_ABSOLUTE": FX_OP_ABSOLUTE, "OP_HUBER": FX_OP_HUBER, "OP_SMOOTH_L1": FX_OP_SMOOTH_L1,
+        "OP_SIGMOID": FX_OP_SIGMOID, "OP_LOG_SIGMOID": FX_OP_LOG_SIGMOID,
     }
 
 

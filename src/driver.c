@@ -57,7 +57,8 @@ static int family(const FxCall *call) {
 static void plan_blocks(FxCall *call) {
     const int64_t row = (call->classes ? call->classes : 1) * storage_size(call->storage);
     int64_t width, line = call->nd ? call->shape[call->nd - 1] : 1;
-    if (call->family == FX_ROWS) width = clamp((1 << 16) / row, 1, FX_MAX_WIDTH);
+    if (call->operation > FX_OP_DIVERGENCE) width = FX_ELEMENTS;
+    else if (call->family == FX_ROWS) width = clamp((1 << 16) / row, 1, FX_MAX_WIDTH);
     else if (call->family == FX_COLUMNS) width = clamp((1 << 18) / row, 16, FX_MAX_WIDTH) / 16 * 16;
     else width = clamp((1 << 16) / row, 16, FX_MAX_WIDTH) / 16 * 16;
     call->piece = line;
@@ -84,6 +85,7 @@ void fx_plan_call(FxCall *call, int keep_time) {
     /* Saved are max z and the rest. Only where max z is the logits' own maximum, and no coefficient of it is wanted, do
      * they stand for a pass over the row. */
     if (call->targets_are_probs || (call->logit_scale != 1 && !call->transform)) call->saved = NULL;
+    if (call->operation > FX_OP_DIVERGENCE && !keep_time) fx_sort_axes(call);
     merge_axes(call, keep_time);
     call->family = family(call);
     call->stream = out->data && out->data != x->data &&
@@ -147,7 +149,9 @@ int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, doub
     const FxKernels *kernels = fx_kernels(call->isa, call->storage);
     Work work;
     work.call = call;
-    work.run = prepare ? kernels->prepare : kernels->block;
+    if (call->operation > FX_OP_DIVERGENCE) work.run = prepare ? kernels->elements_prepare : kernels->elements;
+    else if (prepare) work.run = kernels->prepare;
+    else work.run = call->operation == FX_OP_DIVERGENCE ? kernels->divergence : kernels->block;
     int64_t left = call->blocks - first_block;
     if (left <= 0) return first_block;
     /* Below some thousand elements a wake-up costs more than it saves. */

@@ -34,6 +34,16 @@ typedef enum {
     FX_OP_STATISTICS,
     FX_OP_PARTIALS,
     FX_OP_TOP_K,
+    /* The calls of ElementPlan; from the second on of elements, without classes. */
+    FX_OP_DIVERGENCE = 30,
+    FX_OP_BINARY_PROBS,
+    FX_OP_BINARY_LOGITS,
+    FX_OP_SQUARED,
+    FX_OP_ABSOLUTE,
+    FX_OP_HUBER,
+    FX_OP_SMOOTH_L1,
+    FX_OP_SIGMOID,
+    FX_OP_LOG_SIGMOID,
 } FxOperation;
 
 /* The first four are storage types, with kernels of their own; integers are packed to float64. */
@@ -63,7 +73,7 @@ typedef struct {
     int64_t stride[FX_MAX_DIMS];
 } FxOperand;
 
-enum { FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_OPERANDS };
+enum { FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_POSITIVE, FX_OPERANDS };
 
 /* FX_ROWS: lanes along contiguous classes. FX_COLUMNS: lanes along neighbouring positions, in place.
  * FX_TILES: lanes along positions, through a transposed tile. */
@@ -89,6 +99,9 @@ typedef struct FxCall {
     double smoothing, z_loss, logit_scale, softcap;
     double scale;                 /* of the gradient */
     const double *sequence_scale; /* NULL: all 1 */
+    int focal;                    /* losses count (1 - p)^gamma; class weights leave the divisor alone */
+    double gamma;                 /* see focal.inl */
+    double parameter;             /* of FX_OP_HUBER and FX_OP_SMOOTH_L1 */
     const char *saved;            /* positions × (m, s) in the compute type, or NULL */
     char *saved_out;
 
@@ -112,6 +125,7 @@ enum {
     FX_BLOCK = 1024,       /* classes that a row kernel takes at once, twice through L1 */
     FX_MAX_WIDTH = 512,    /* positions that a block may hold */
     FX_TILE_CLASSES = 256, /* up to here a whole transposed tile stays in L1 */
+    FX_ELEMENTS = 1 << 14, /* elements that a block may hold: a number a position, taken by FX_MAX_WIDTH */
     FX_MAX_LANES = 16,
     FX_ROWS_FROM_F32 = 256,
     FX_ROWS_FROM_F64 = 96,
@@ -145,6 +159,7 @@ typedef void (*FxBlockFn)(FxCall *call, FxScratch *scratch, int64_t block);
 typedef struct {
     FxBlockFn block;   /* every operation, one block of positions */
     FxBlockFn prepare; /* reads only what describes targets: checks indices, sums the divisor */
+    FxBlockFn divergence, elements, elements_prepare; /* the same for the operations from FX_OP_DIVERGENCE on */
 } FxKernels;
 
 /* dispatch.c */
@@ -164,6 +179,10 @@ void fx_plan_call(FxCall *call, int keep_time);
 void fx_block_range(const FxCall *call, int64_t block, int64_t *first, int64_t *n);
 /* Runs blocks from first_block on for about `seconds`; returns the first block not run, or -1 without memory. */
 int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, double seconds);
+
+/* elements.c */
+/* Elements have no order of their own: puts the axes in the order of the logits' memory, before they are merged. */
+void fx_sort_axes(FxCall *call);
 
 /* reduce.c */
 void fx_total(const FxCall *call, double *total, double *divisor);

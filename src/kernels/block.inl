@@ -85,6 +85,7 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
         }
         a.gap[k] = indexed ? read_logit(call, row.x, s->target[k]) : 0;
         if (!wants_output) continue;
+        if (call->focal) focal_slopes(call, a, k, 1);
         terms_at(call, a, k);
         RowWrite w = {.max = a.max[k],
                       .factor = logarithm ? (call->transform ? 1 : call->logit_scale) : a.factor[k],
@@ -143,6 +144,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
         for (int j = 0; j < width; j++) tops[j] = find_top(call, s, panel->row[j], panel->q[j], a.max[j], &a.top[j]);
         at = tops;
     }
+    if (call->focal) focal_slopes(call, a, 0, width);
     for (int j = 0; j < width; j += LANES) terms_at(call, a, j);
     if (panel->columns)
         for (int j = 0; j < width; j++)
@@ -205,6 +207,7 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
         v_storer(a.gap, gap);
     }
     if (!to) return;
+    if (call->focal) focal_slopes(call, a, 0, LANES);
     terms_at(call, a, 0);
     const V factor = v_loadr(a.factor), value = v_loadr(a.value), scale = v_set1((R)call->logit_scale);
     const M nothing = v_eq(factor, zero);
@@ -280,6 +283,7 @@ static void losses_run(const FxCall *call, Lanes a, int n) {
         if (!call->targets_are_probs) finish_gaps(call, a, j, &equal);
         finish_loss(call, a, j);
     }
+    if (call->focal) focal_losses(call, a, n);
 }
 
 static void save_run(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int closed_up) {

@@ -24,16 +24,23 @@
 
 void KERNEL(block)(FxCall *call, FxScratch *s, int64_t block);
 void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block);
+void KERNEL(divergence)(FxCall *call, FxScratch *s, int64_t block);
+void KERNEL(elements)(FxCall *call, FxScratch *s, int64_t block);
+void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
 
 #include "../half.h"
 #include "math.inl"
 #include "transform.inl"
+#include "values.inl"
 #include "row.inl"
 #include "lane.inl"
 #include "finish.inl"
+#include "focal.inl"
 #include "positions.inl"
 #include "pick.inl"
 #include "top.inl"
 #include "order.inl"
 #include "statistics.inl"
 #include "block.inl"
+#include "divergence.inl"
+#include "elementwise.inl"

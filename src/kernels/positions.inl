@@ -76,7 +76,7 @@ static void report_bad(FxCall *call, int64_t position) {
 
 /* The same gradient scale for every position: then it is not written out. */
 static int upstream_is_uniform(const FxCall *call) {
-    return !call->sequence_scale && !call->operand[FX_UPSTREAM].data && !call->operand[FX_WEIGHT].data;
+    return !call->focal && !call->sequence_scale && !call->operand[FX_UPSTREAM].data && !call->operand[FX_WEIGHT].data;
 }
 
 /* Closes up what read_positions left, to the valid positions alone. */
@@ -160,7 +160,7 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
     }
     double divisor = 0;
     double *share = call->position_weight ? call->position_weight + run->first : NULL;
-    const double *w = indexed ? call->class_weight : NULL;
+    const double *w = indexed && !call->focal ? call->class_weight : NULL;
     if (!weight && !w && !share) return (double)run->valid;
     for (int i = 0; i < n; i++) {
         double d = target[i] < 0 ? 0 : (weight ? s->sample[i] : 1) * (w ? w[target[i]] : 1);
