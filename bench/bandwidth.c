@@ -67,7 +67,8 @@ static uint64_t run(void *(*work)(void *), const char *from, char *to, size_t by
     uint64_t result = 0;
     size_t lines = bytes / LINE;
     for (int i = 0; i < threads; i++) {
-        size_t begin = lines * (size_t)i / (size_t)threads * LINE, end = lines * (size_t)(i + 1) / (size_t)threads * LINE;
+        size_t begin = lines * (size_t)i / (size_t)threads * LINE,
+               end = lines * (size_t)(i + 1) / (size_t)threads * LINE;
         parts[i] = (part){from + begin, to ? to + begin : NULL, end - begin, 0};
         if (i && pthread_create(&thread[i], NULL, work, &parts[i])) {
             work(&parts[i]);
@@ -83,9 +84,7 @@ static uint64_t run(void *(*work)(void *), const char *from, char *to, size_t by
 }
 
 /* Both want addresses that are multiples of 64 and read whole lines of 256 bytes; the rest is left out. */
-uint64_t bench_read(const char *from, size_t bytes, int threads) {
-    return run(read_part, from, NULL, bytes, threads);
-}
+uint64_t bench_read(const char *from, size_t bytes, int threads) { return run(read_part, from, NULL, bytes, threads); }
 
 void bench_copy(const char *from, char *to, size_t bytes, int threads) {
     (void)run(copy_part, from, to, bytes, threads);

@@ -310,7 +310,7 @@ cdef class Call:
 
     def prepare(self):
         """Read only what describes targets: (divisor, flat position of the first bad class index or -1)."""
-        total, divisor, bad = self._go_by_sequence(True) if self.per_sequence else self._go(True)
+        _total, divisor, bad = self._go_by_sequence(True) if self.per_sequence else self._go(True)
         return divisor, bad
 
     def run(self, double scale=1.0, sequence_scale=None):

@@ -182,7 +182,8 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
     const ExpScale k = exp_scale(call->logit_scale);
     const V zero = v_set1(0), one = v_set1(1);
     const int indexed = call->operation <= FX_OP_LOSS_SOFTMAX, logarithm = call->operation == FX_OP_LOG_SOFTMAX;
-    V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[2] = {zero, zero}, equal = v_set1(-1), max = v_set1(-(R)INFINITY);
+    V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[4] = {zero, zero, zero, zero}, equal = v_set1(-1),
+                                             max = v_set1(-(R)INFINITY);
     FX_UNROLL
     for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
     FX_UNROLL
@@ -194,11 +195,11 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
     for (int c = 0; c < classes; c++) {
         M top = v_eq(x[c], max);
         e[c] = v_exp(v_sub(x[c], max), k);
-        sum[c & 1] = v_add(sum[c & 1], v_drop(top, e[c]));
+        sum[c & 3] = v_add(sum[c & 3], v_drop(top, e[c]));
         equal = v_add(equal, v_keep(top, one));
     }
     v_storer(a.max, max);
-    v_storer(a.rest, v_add(equal, v_add(sum[0], sum[1])));
+    v_storer(a.rest, v_add(equal, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))));
     V t = zero, gap = zero;
     if (indexed) {
         t = v_indices(target);

@@ -165,27 +165,14 @@ typedef struct {
     V total, lost, equal, dot, dot_lost, mass, mass_lost;
 } Sums;
 
-/* total + term, with what the addition loses kept apart (two-sum). */
-static FX_INLINE void add_exactly(V *total, V *lost, V term) {
-    V next = v_add(*total, term), part = v_sub(next, *total);
-    *lost = v_add(*lost, v_add(v_sub(*total, v_sub(next, part)), v_sub(term, part)));
-    *total = next;
-}
-
-/* Both together; an infinite term left NaN in `lost`, and the plain sum is right. */
-static FX_INLINE V with_lost(V total, V lost) {
-    V v = v_add(total, lost);
-    return v_select(v_eq(v, v), v, total);
-}
-
 /* LANES positions through up to LINES classes. */
 static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
                                       int kind, const R *coefficient, int per_lane, int columns) {
     const V zero = v_set1(0), one = v_set1(1);
-    V sum[2] = {zero, zero}, moment = zero, mass = zero;
-    for (int c = 0; c < n; c += 2) {
+    V sum[4] = {zero, zero, zero, zero}, moment = zero, mass = zero;
+    for (int c = 0; c < n; c += 4) {
         FX_UNROLL
-        for (int u = 0; u < 2; u++) {
+        for (int u = 0; u < 4; u++) {
             if (c + u == n) break;
             V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
             M top = v_eq(x, max);
@@ -204,7 +191,7 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
             }
         }
     }
-    add_exactly(&s->total, &s->lost, v_add(sum[0], sum[1]));
+    add_exactly(&s->total, &s->lost, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
     if (kind != NONE) add_exactly(&s->dot, &s->dot_lost, moment);
     if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, mass);
 }

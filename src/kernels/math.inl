@@ -117,6 +117,19 @@ static FX_INLINE V v_tanh(V u, V *slope) {
     return v_select(v_lt(u, v_set1(0)), y, v_sub(v_set1(0), y));
 }
 
+/* total + term, with what the addition loses kept apart (two-sum). */
+static FX_INLINE void add_exactly(V *total, V *lost, V term) {
+    V next = v_add(*total, term), part = v_sub(next, *total);
+    *lost = v_add(*lost, v_add(v_sub(*total, v_sub(next, part)), v_sub(term, part)));
+    *total = next;
+}
+
+/* Both together; an infinite term left NaN in `lost`, and the plain sum is right. */
+static FX_INLINE V with_lost(V total, V lost) {
+    V v = v_add(total, lost);
+    return v_select(v_eq(v, v), v, total);
+}
+
 /* Scalars that a row needs once: in double, to about an ULP of double; x <= 0 in fx_exp (or NaN), s >= 0 in fx_log1p. */
 static inline double fx_two(int64_t n) {
     int64_t u = (n + 1023) << 52;

@@ -134,7 +134,7 @@ static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int6
 static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int paired,
                                 int kind, const R *coefficient, double *dot, double *weight) {
     const V r = v_set1(reference), zero = v_set1(0);
-    V even = zero, odd = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
+    V even = zero, odd = zero, total = zero, lost = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
     for (int64_t i = 0; i < n; i += GROUP) {
         if (direct)
             for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
@@ -152,6 +152,10 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
         V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
         even = odd;
         odd = next;
+        if (i / GROUP % 16 == 15) { /* eight additions in a chain are enough: equal terms err the same way each time */
+            add_exactly(&total, &lost, v_add(even, odd));
+            even = odd = zero;
+        }
         if (kind != NONE && i && i / GROUP % 8 == 0) { /* no long chain of roundings */
             *dot += v_hsum(v_add(moment[0], moment[1]));
             moment[0] = moment[1] = zero;
@@ -182,7 +186,8 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
     }
     if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));
     if (kind != NONE) *weight += kind == ARRAY ? v_hsum(mass) : (double)n;
-    return v_hsum(v_add(even, odd));
+    add_exactly(&total, &lost, v_add(even, odd));
+    return v_hsum(with_lost(total, lost));
 }
 
 static FX_NOINLINE int row_has_nan(const Row *row) {
