@@ -26,9 +26,9 @@ fastxent's compiled module could not be built: {error}
 It takes a C11 compiler and Python's headers (Debian, Ubuntu: apt install gcc python3-dev; Fedora: dnf install gcc
 python3-devel; macOS: xcode-select --install). Without them,
 
-    FASTXENT_PURE=1 pip install '.[numba]'
+    FASTXENT_PURE=1 pip install .
 
-installs fastxent without the compiled module; Numba then does its work.
+installs fastxent without the compiled module: fastxent.reference, slow and in plain NumPy, works; nothing else does.
 """
 
 

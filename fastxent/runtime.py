@@ -75,7 +75,7 @@ def set_backend(name: str) -> None:
     Parameters
     ----------
     name : {"native", "numba"}
-        The compiled module, or functions that Numba compiles when they are first used.
+        The compiled module; "numba" is reserved for a second engine and raises until that is there.
 
     Raises
     ------

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"fastxent's compiled module cannot be imported ({error}); to build it, run `pip install .` in the source "
-        "folder, with a C compiler; or let Numba do the work: pip install numba"
+        "folder, with a C compiler"
     ) from error
 
 NAME = "native"
