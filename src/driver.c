@@ -45,7 +45,8 @@ static int family(const FxCall *call) {
                          : x->dtype == FX_F16 || x->dtype == FX_BF16 || x->dtype == FX_I16 || x->dtype == FX_U16 ? 2
                          : x->dtype == FX_I8 || x->dtype == FX_U8                                                ? 1
                                                                                                                  : 8;
-    if (call->operation == FX_OP_TOP_K || (call->operation >= FX_OP_STATISTICS && call->transform)) return FX_ROWS;
+    const int scoring = call->operation >= FX_OP_STATISTICS && call->operation <= FX_OP_TOP_K;
+    if (call->operation == FX_OP_TOP_K || (scoring && call->transform)) return FX_ROWS;
     if (call->classes == 1) return FX_TILES;
     if (x->class_stride == item || x->class_stride == -item)
         return call->classes >= rows_from(call->storage) ? FX_ROWS : FX_TILES;
