@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -104,3 +105,16 @@ def test_compiles_without_warnings(compiler, tmp_path):
             command = [compiler, *flags, f"-I{ROOT / 'src'}", "-c", path, "-o", tmp_path / "object.o"]
             built = subprocess.run(command, capture_output=True, text=True, check=False)
             assert built.returncode == 0, f"{path.name}\n{built.stderr}"
+
+
+def test_neon_agrees_with_portable_kernels(tmp_path):
+    """NEON under an emulator of an Arm processor, against the baseline in the same program (a minute and more)."""
+    compiler, emulator = "aarch64-linux-gnu-gcc", shutil.which("qemu-aarch64")
+    if shutil.which(compiler) is None or emulator is None or not os.environ.get("FASTXENT_EMULATE"):
+        pytest.skip(f"needs {compiler}, qemu-aarch64 and FASTXENT_EMULATE=1")
+    sources = [path for path in SOURCES if path.suffix == ".c" and path.parent.name in ("src", "isa")]
+    command = [compiler, "-O1", "-std=c11", "-ffp-contract=off", "-pthread", "-static", f"-I{ROOT / 'src'}"]
+    command += [ROOT / "tests" / "c" / "isa_check.c", *sources, "-lm", "-o", tmp_path / "isa_check"]
+    subprocess.run(command, check=True)
+    checked = subprocess.run([emulator, tmp_path / "isa_check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0 and checked.stdout.startswith("neon: "), checked.stdout + checked.stderr
