@@ -44,3 +44,7 @@ void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "block.inl"
 #include "divergence.inl"
 #include "elementwise.inl"
+
+#ifdef FX_CLANG_PUSHED /* vec/avx512.h, vec/avx2.h */
+#pragma clang attribute pop
+#endif

@@ -2,6 +2,7 @@
  * immintrin.h for Clang. */
 #define FX_ISA avx512
 #if defined(__clang__)
+#define FX_CLANG_PUSHED
 #include <immintrin.h>
 #pragma clang attribute push(                                                                                          \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt"))),        \
