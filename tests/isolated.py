@@ -14,10 +14,15 @@ import numpy as np
 import fastxent
 
 def pool():
-    "The threads of the pool, by their names."
-    tasks = "/proc/self/task"
-    names = (pathlib.Path(tasks, task, "comm").read_text() for task in os.listdir(tasks))
-    return sum(name == "fastxent\\n" for name in names)
+    "The threads of the pool, by their names: a thread names itself once it runs, so wait until no more appear."
+    tasks, count, since = "/proc/self/task", -1, time.monotonic()
+    while time.monotonic() < since + 0.3:
+        names = (pathlib.Path(tasks, task, "comm").read_text() for task in os.listdir(tasks))
+        now = sum(name == "fastxent\\n" for name in names)
+        if now != count:
+            count, since = now, time.monotonic()
+        time.sleep(0.01)
+    return count
 
 def large(positions=3000, classes=1000):
     "Enough work for several threads; with_threads(n) does it and returns its bits."
