@@ -135,3 +135,14 @@ def test_no_positions_and_no_classes(engine):
                     assert fastxent.cross_entropy(empty, targets, reduction=reduction, empty_value=3.0) == 3.0
             with pytest.raises(ValueError, match="class"):
                 fastxent.cross_entropy(np.ones((2, 0), dtype), np.ones(2, int))
+
+
+def test_more_than_two_to_the_32_elements():
+    """By zero strides: one row in memory, 66 000 times."""
+    row = np.linspace(-5, 5, 66_000, dtype=np.float32)
+    logits = np.broadcast_to(row, (66_000, row.size))
+    assert logits.size > 2**32
+    targets = np.broadcast_to(np.int64(row.size - 1), 66_000)
+    one = fastxent.cross_entropy(row, row.size - 1)
+    np.testing.assert_allclose(fastxent.cross_entropy(logits, targets), one, rtol=1e-15)
+    np.testing.assert_allclose(fastxent.cross_entropy(logits, targets, reduction="sum"), 66_000 * one, rtol=1e-14)
