@@ -194,14 +194,17 @@ static double element_losses(const FxCall *call, const Run *part, const R *loss)
     if (part->base[FX_LOSSES])
         EMIT(part->base[FX_LOSSES], call->operand[FX_LOSSES].dtype, part->step[FX_LOSSES], loss, n);
     if (call->position_loss) memcpy((R *)call->position_loss + part->first, loss, sizeof(R) * (size_t)n);
-    double sum[32] = {0};
+    double a[8] = {0}, b[8] = {0}, c[8] = {0}, d[8] = {0};
     int i = 0;
-    for (; i + 32 <= n; i += 32)
-        for (int l = 0; l < 32; l++) sum[l] += (double)loss[i + l];
-    for (int l = 0; i < n; i++, l++) sum[l] += (double)loss[i];
-    for (int half = 16; half; half /= 2)
-        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-    return sum[0];
+    for (; i + 32 <= n; i += 32) {
+        for (int l = 0; l < 8; l++) a[l] += (double)loss[i + l];
+        for (int l = 0; l < 8; l++) b[l] += (double)loss[i + 8 + l];
+        for (int l = 0; l < 8; l++) c[l] += (double)loss[i + 16 + l];
+        for (int l = 0; l < 8; l++) d[l] += (double)loss[i + 24 + l];
+    }
+    for (; i < n; i++) a[0] += (double)loss[i];
+    for (int l = 0; l < 8; l++) a[l] += b[l] + (c[l] + d[l]);
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 
 /* One chunk of a line: returns the sum of its losses. */
