@@ -93,6 +93,7 @@ static int64_t run_alone(FxTask task, void *context, int64_t first, int64_t end,
 #define IDLE_SPIN_NS   5000       /* an idle worker spins this long for the next call before it sleeps */
 #define CALLER_SPIN_NS 20000      /* the caller spins this long for the last blocks of others before it sleeps */
 #define RETRY_NS       1000000000 /* after the system refused a thread, ask again this much later */
+#define MOST_BLOCKS    16         /* that a thread takes at once */
 #define SMALLEST_STACK (1u << 20) /* some systems give a thread far less */
 
 #define ACTIVE  0x0000ffffu /* state: how many helpers are at work, */
@@ -104,6 +105,7 @@ typedef struct {
     FxTask task;
     void *context;
     int64_t end, deadline;
+    int threads;
     _Alignas(64) _Atomic int64_t next; /* the next block to hand out */
     atomic_int stop;
 } Call;
@@ -175,14 +177,21 @@ static void reset_sleep(void) {
 
 /* ---- what a helper does ---- */
 
+/* Neighbouring blocks are taken together, so that a thread reads on where it is; fewer towards the end, so that all end
+ * together. What was taken is finished: the blocks that were not run are those from `next` on. */
 static void take_blocks(Call *call, int worker) {
     stop_asked = 0;
     while (!atomic_load_explicit(&call->stop, memory_order_relaxed)) {
-        const int64_t block = atomic_fetch_add_explicit(&call->next, 1, memory_order_relaxed);
+        const int64_t left = call->end - atomic_load_explicit(&call->next, memory_order_relaxed);
+        int64_t count = left / (4 * call->threads);
+        count = count < 1 ? 1 : count > MOST_BLOCKS ? MOST_BLOCKS : count;
+        const int64_t block = atomic_fetch_add_explicit(&call->next, count, memory_order_relaxed);
+        for (int64_t i = block; i < block + count && i < call->end; ++i) {
+            call->task(call->context, i, worker);
+        }
         if (block >= call->end) {
             return;
         }
-        call->task(call->context, block, worker);
         if (stop_asked || passed(call->deadline)) {
             atomic_store_explicit(&call->stop, 1, memory_order_relaxed);
         }
@@ -351,6 +360,7 @@ static int64_t run_together(FxTask task, void *context, int64_t first, int64_t e
     call->context = context;
     call->end = end;
     call->deadline = deadline;
+    call->threads = helpers + 1;
     atomic_store_explicit(&call->next, first, memory_order_relaxed);
     atomic_store_explicit(&call->stop, 0, memory_order_relaxed);
     open_places(helpers);

@@ -67,7 +67,8 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
     const int direct = x->class_stride == SIZE && x->dtype == STORAGE && !x->swapped && !call->transform;
     for (int k = 0; k < run->valid; k++) {
         int64_t i = place(run, k), at = softmax ? -1 : s->target[k];
-        Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i)};
+        Row row = {
+            .call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i), .next = row_after(run, k)};
         if (call->targets_are_probs) row.q = at_position(run, FX_Y, i + call->shift);
         if (call->saved) {
             read_saved(call, run->first + i, &a.max[k], &a.rest[k]);
@@ -79,7 +80,7 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
             a.dot[k] = (R)stats.dot;
             a.mass[k] = (R)stats.weight;
             if (call->targets_are_probs && !softmax && wants_output) {
-                at = stats.argmax;
+                at = row_argmax(&row, &stats);
                 a.top[k] = at >= 0 ? row_coefficients(&row, at, 1)[0] : 0;
             }
         }
@@ -185,18 +186,29 @@ static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const
     V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[4] = {zero, zero, zero, zero}, equal = v_set1(-1),
                                              max = v_set1(-(R)INFINITY);
     FX_UNROLL
-    for (int c = 0; c < classes; c++) r[c] = v_load(p + c * LANES * SIZE);
+    for (int c = 0; c < classes; c++) {
+        r[c] = v_load(p + c * LANES * SIZE);
+        FX_PREFETCH(p + TILE_AHEAD + c * LANES * SIZE);
+    }
     FX_UNROLL
     for (int c = 0; c < classes; c++) {
         x[c] = v_split(r, classes, c);
         max = v_max(x[c], max);
     }
+    if (classes == 2) { /* as below, but the exponential of 0 is known */
+        M both = v_eq(x[0], x[1]), first = v_eq(x[0], max);
+        V below = v_drop(both, v_exp(v_sub(v_select(first, x[1], x[0]), max), k));
+        e[0] = v_select(first, one, below);
+        e[1] = v_select(both, one, v_select(first, below, one));
+        sum[0] = below;
+        equal = v_keep(both, one);
+    }
     FX_UNROLL
-    for (int c = 0; c < classes; c++) {
+    for (int c = 0; c < classes && classes > 2; c++) {
         M top = v_eq(x[c], max);
         e[c] = v_exp(v_sub(x[c], max), k);
         sum[c & 3] = v_add(sum[c & 3], v_drop(top, e[c]));
-        equal = v_add(equal, v_keep(top, one));
+        equal = v_count(equal, top);
     }
     v_storer(a.max, max);
     v_storer(a.rest, v_add(equal, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))));
@@ -261,14 +273,7 @@ static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int w
 #endif
     Panel panel = {.call = call, .scratch = s};
     for (int k = done; k < run->valid; k += LANES) {
-        panel.packed_from = -1;
-        panel.width = run->valid - k < LANES ? run->valid - k : LANES;
-        for (int l = 0; l < LANES; l++) {
-            int64_t i = place(run, k + (l < panel.width ? l : 0));
-            panel.row[l] = at_position(run, FX_X, i);
-            if (call->targets_are_probs) panel.q[l] = at_position(run, FX_Y, i + call->shift);
-            if (wants_output) panel.out[l] = at_position(run, FX_OUT, i);
-        }
+        tile_open(&panel, run, k);
         panel_run(call, run, &panel, lanes_from(a, k), k, kind, wants_output);
     }
 }

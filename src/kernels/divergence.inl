@@ -60,7 +60,7 @@ static FX_NOINLINE RowSum side_sum(Side *side, int64_t classes) {
             V next = v_add(even, v_drop(at, e)); /* two sums in turn: half as many roundings in each */
             even = odd;
             odd = next;
-            count = v_add(count, v_keep(at, one));
+            count = v_count(count, at);
         }
         rest += v_hsum(v_add(even, odd));
         equal += v_hsum(count);

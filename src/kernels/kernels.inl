@@ -18,6 +18,13 @@
 #define v_store_pair(p, a, b)  ((void)0)
 #define v_stream_pair(p, a, b) ((void)0)
 #endif
+#if FX_CAT(V_QUADS_, FX_STORAGE)
+#define V_QUADS      1
+#define v_load_quads FX_CAT(v_load_quads_, FX_STORAGE)
+#else
+#define V_QUADS                       0
+#define v_load_quads(rows, offset, r) ((void)0)
+#endif
 #define v_load_tail_r(p, n, fill) FX_CAT(v_load_tail_, FX_REAL_NAME)((const char *)(p), n, fill)
 #define FETCH                     FX_CAT(fx_fetch_, FX_REAL_NAME)
 #define EMIT                      FX_CAT(fx_emit_, FX_REAL_NAME)
@@ -37,6 +44,7 @@ void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "finish.inl"
 #include "focal.inl"
 #include "positions.inl"
+#include "tile.inl"
 #include "pick.inl"
 #include "top.inl"
 #include "order.inl"

@@ -5,6 +5,9 @@
  * the same order in both, whatever its neighbours hold: first the maximum over all classes, then the sum of exp(x - max)
  * over those below the maximum, and a count of those that equal it: one of them is left out, exactly. */
 
+enum {
+    TILE_AHEAD = 3072
+};                   /* bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth */
 enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
 
 /* One number a position, in arrays. */
@@ -38,6 +41,7 @@ typedef struct {
     char *out[FX_MAX_LANES];
     const char *lines; /* FX_COLUMNS: class 0's line */
     char *out_lines;
+    const char *ahead;   /* FX_TILES: what is read later, as large as the tile's own memory */
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     int width, columns;
 } Panel;
@@ -57,7 +61,11 @@ static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c
         FX_UNROLL
         for (int l = 0; l < LANES; l++) v_storer(tile + (c + l) * LANES, r[l]);
     }
-    if (n - c <= LANES / 4) {
+    if (V_QUADS && c < n && n - c <= 4 && n >= 4) { /* the last four, of which some may be there already */
+        V r[4];
+        v_load_quads(row, (c0 + n - 4) * SIZE, r);
+        for (; c < n; c++) v_storer(tile + c * LANES, r[c - n + 4]);
+    } else if (n - c <= LANES / 4) {
         for (; c < n; c++) {
             FX_UNROLL
             for (int l = 0; l < LANES; l++) tile[c * LANES + l] = load_one(row[l] + (c0 + c) * SIZE);
@@ -167,7 +175,7 @@ typedef struct {
 
 /* LANES positions through up to LINES classes. */
 static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
-                                      int kind, const R *coefficient, int per_lane, int columns) {
+                                      int kind, const R *coefficient, int per_lane, int columns, const char *ahead) {
     const V zero = v_set1(0), one = v_set1(1);
     V sum[4] = {zero, zero, zero, zero}, moment = zero, mass = zero;
     for (int c = 0; c < n; c += 4) {
@@ -175,11 +183,12 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
         for (int u = 0; u < 4; u++) {
             if (c + u == n) break;
             V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
+            if (!columns && u * LANES * SIZE % 64 == 0) FX_PREFETCH(ahead + (c + u) * LANES * SIZE);
             M top = v_eq(x, max);
             p += d;
             V e = v_drop(top, v_exp(y, k));
             sum[u] = v_add(sum[u], e);
-            s->equal = v_add(s->equal, v_keep(top, one));
+            s->equal = v_count(s->equal, top);
             if (kind == ARRAY) {
                 V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
                 mass = v_add(mass, w);
@@ -232,12 +241,13 @@ static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, in
             int m = n - c < LINES ? n - c : LINES;
             const R *wc = kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL;
             if (!columns) {
-                panel_sum_lines(&s, max, p + c * d, d, m, 0, LANES, k, kind, wc, per_lane, 0);
+                panel_sum_lines(&s, max, p + c * d, d, m, 0, LANES, k, kind, wc, per_lane, 0,
+                                panel->ahead + (c0 + c) * LANES * SIZE);
                 continue;
             }
             for (int j = 0; j < width; j += LANES) {
                 s = sums_load(a, j, kind);
-                panel_sum_lines(&s, v_loadr(a.max + j), p + c * d, d, m, j, width, k, kind, wc, per_lane, 1);
+                panel_sum_lines(&s, v_loadr(a.max + j), p + c * d, d, m, j, width, k, kind, wc, per_lane, 1, NULL);
                 sums_store(a, j, kind, &s);
             }
         }

@@ -88,7 +88,7 @@ static FX_INLINE V log_sum(V m, V e, V rounding) {
 
 static FX_INLINE V v_log1p(V s) {
     V u = v_add(v_set1(1), s), e, m = v_frexp(u, &e);
-    return v_select(v_lt(u, v_set1((R)INFINITY)), log_sum(m, e, v_div(v_sub(s, v_sub(u, v_set1(1))), u)), u);
+    return v_select(v_lt(u, v_set1((R)INFINITY)), log_sum(m, e, v_mul(v_sub(s, v_sub(u, v_set1(1))), v_inverse(u))), u);
 }
 
 /* log x for any x: of 0 it is -inf, of inf inf, of subnormals as of others, of negative numbers and NaN NaN. */

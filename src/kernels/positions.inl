@@ -18,6 +18,11 @@ static FX_INLINE char *at_position(const Run *run, int operand, int64_t i) {
     return run->base[operand] ? run->base[operand] + i * run->step[operand] : NULL;
 }
 
+/* The row of logits that is read after that of valid position number k. */
+static FX_INLINE const char *row_after(const Run *run, int k) {
+    return k + 1 < run->valid ? at_position(run, FX_X, place(run, k + 1)) : NULL;
+}
+
 /* The run that starts at flat position `first` and ends at `end` at the latest. */
 static void run_at(const FxCall *call, int64_t first, int64_t end, Run *run) {
     const int last = call->nd - 1;
@@ -56,8 +61,10 @@ static void read_indices(int64_t *to, const char *p, int dtype, int64_t step, in
     case FX_I16: READ_INDICES(int16_t) break;
     case FX_I32: READ_INDICES(int32_t) break;
     case FX_I64:
-        if (step == 8) memcpy(to, p, 8 * (size_t)n);
-        else {
+        if (step == 8) {
+            memcpy(to, p, 8 * (size_t)n);
+            for (int i = 0; i < n; i += 8) FX_PREFETCH(p + (n + i) * 8); /* likely the next run's */
+        } else {
             READ_INDICES(int64_t)
         }
         break;

@@ -1,19 +1,30 @@
 /* Rows: lanes along the classes.
  *
- * Forward, by blocks of FX_BLOCK classes: the sweep for the maximum brings the block into L1, the second sweep adds up
- * exp(x - r). r, the reference, is the first block's maximum and follows the running maximum only once that is more than
- * 1/scale above it: so a row rescales its sum a few times at most, whatever its order, and the second sweep seldom waits
- * for the first. One maximum is left out of the sum by its position, not subtracted: p -> 1 keeps every digit. */
+ * Forward, by even blocks of up to FX_BLOCK classes. Once a maximum is known, one sweep adds up exp(x - r) and watches for
+ * a larger logit; from there on, as in the first block, the rest of the block is swept twice: for its maximum, and for the
+ * sum over those below it and a count of those that equal it. One of these is left out, exactly: p -> 1 keeps every digit.
+ * r, the reference, is the first block's maximum and follows the running maximum only once that is more than 1/scale above
+ * it: so a row rescales its sum a few times at most, whatever its order. Memory is asked for a block ahead. */
 
 enum { GROUP = 4 * LANES };
 
 typedef struct {
-    R max;          /* of the logits before logit_scale (of z, if transformed) */
-    double rest;    /* sum of exp(z - max z) without one maximum */
-    int64_t argmax; /* where that maximum is (with an array of coefficients); -1 in a row of NaN and -inf */
-    double dot;     /* sum of coefficients × (max - x), before logit_scale */
-    double weight;  /* sum of the coefficients */
+    R max;         /* of the logits before logit_scale (of z, if transformed) */
+    double rest;   /* sum of exp(z - max z) without one maximum */
+    int64_t block; /* where the block begins that has that maximum */
+    double dot;    /* sum of coefficients × (max - x), before logit_scale */
+    double weight; /* sum of the coefficients */
 } RowStats;
+
+/* What a row's sweeps add up, relative to the reference. */
+typedef struct {
+    double total, lost; /* of exp(scale·(x - reference)) but for `equal` maxima, and what its additions lost */
+    double equal;
+    double dot, weight; /* of coefficient × (reference - x), and of the coefficients */
+} RowSums;
+
+/* How a block is summed: all of it; but for those that equal the maximum; or up to a group with a larger one. */
+enum { WHOLE, BELOW, WATCH };
 
 /* How the coefficients of the classes are given; ENTROPY: they are the exponentials themselves. */
 enum { NONE, UNIFORM, ARRAY, ENTROPY };
@@ -22,9 +33,10 @@ enum { NONE, UNIFORM, ARRAY, ENTROPY };
 typedef struct {
     const FxCall *call;
     FxScratch *scratch;
-    const char *x; /* first class */
-    const char *q; /* class probabilities, or NULL */
-    int direct;    /* contiguous, native, aligned or not, no transform */
+    const char *x;    /* first class */
+    const char *q;    /* class probabilities, or NULL */
+    int direct;       /* contiguous, native, aligned or not, no transform */
+    const char *next; /* the row that is read after this one, or NULL */
 } Row;
 
 /* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
@@ -97,56 +109,41 @@ static FX_INLINE int64_t pair_index(int64_t q) {
     return q - r + (r & 1) * LANES + r / 2;
 }
 
-/* The largest of a block, and each group's largest. NaN is passed over: the sum will show it. */
-static FX_INLINE R row_max(V groups[], const char *p, int64_t n, int direct, int paired) {
+/* The largest of a block from class i on. NaN is passed over: the sum will show it. */
+static FX_INLINE R row_max(const char *p, int64_t i, int64_t n, int direct, int paired) {
     V best = v_set1(-(R)INFINITY), v[4];
-    int64_t i = 0, g = 0;
-    for (; i + GROUP <= n; i += GROUP, g++) {
+    for (; i + GROUP <= n; i += GROUP) {
         row_group(v, p, i, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
+        best = v_max(v_max(v_max(v[0], v[1]), v_max(v[2], v[3])), best);
     }
     if (i < n) {
         row_group(v, p, i, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
+        best = v_max(v_max(v_max(v[0], v[1]), v_max(v[2], v[3])), best);
     }
     return v_hmax(best);
 }
 
-/* Where the value is (in a paired group: its place there), for a block whose groups' maxima are known; -1 if nowhere (NaN
- * hides it). */
-static FX_INLINE int64_t row_find(const V groups[], R value, const char *p, int64_t n, int direct, int paired) {
-    V v[4], wanted = v_set1(value);
-    for (int64_t g = 0; g * GROUP < n; g++) {
-        if (!v_any(v_eq(groups[g], wanted))) continue;
-        row_group(v, p, g * GROUP, n, direct, paired);
-        for (int u = 0; u < 4; u++) {
-            unsigned bits = v_bits(v_eq(v[u], wanted));
-            if (bits && g * GROUP + u * LANES + FX_CTZ(bits) < n) return g * GROUP + u * LANES + FX_CTZ(bits);
-        }
-    }
-    return -1;
-}
-
-/* Sums over a block: of exp(scale·(x - reference)) but for the class `skip`, of coefficient × (reference - x), and of the
- * coefficients. */
-static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale k, int64_t skip, int direct, int paired,
-                                int kind, const R *coefficient, double *dot, double *weight) {
-    const V r = v_set1(reference), zero = v_set1(0);
+/* Adds classes i … n - 1 of the block at p to the sums; returns n, or where it stopped: a group with a logit above max.
+ * `ahead`: what is read after this block, as much again. */
+static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_t n, R reference, R max, ExpScale k,
+                                 int direct, int paired, int kind, int how, const R *coefficient, const char *ahead) {
+    const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0), one = v_set1(1);
     V even = zero, odd = zero, total = zero, lost = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
-    for (int64_t i = 0; i < n; i += GROUP) {
+    V equal = zero;
+    const int64_t first = i;
+    for (; i < n; i += GROUP) {
         if (direct)
-            for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(p + (i + FX_BLOCK) * SIZE + b);
+            for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
         row_group(v, p, i, n, direct, paired);
+        if (how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))))) break;
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
+            M at = v_eq(v[u], top);
             v[u] = v_sub(v[u], r);
             e[u] = v_exp(v[u], k);
-        }
-        if ((uint64_t)(skip - i) < GROUP) {
-            FX_UNROLL
-            for (int u = 0; u < 4; u++) e[u] = v_drop(v_eq(v_iota(), v_set1((R)(skip - i - u * LANES))), e[u]);
+            if (how != BELOW) continue;
+            e[u] = v_drop(at, e[u]);
+            equal = v_count(equal, at);
         }
         /* Two sums in turn: half as many roundings in each. */
         V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
@@ -157,9 +154,9 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
             even = odd = zero;
         }
         if (kind != NONE && i && i / GROUP % 8 == 0) { /* no long chain of roundings */
-            *dot += v_hsum(v_add(moment[0], moment[1]));
+            sums->dot += v_hsum(v_add(moment[0], moment[1]));
             moment[0] = moment[1] = zero;
-            if (kind == ARRAY) *weight += v_hsum(mass);
+            if (kind == ARRAY) sums->weight += v_hsum(mass);
             mass = zero;
         }
         if (kind == NONE) continue;
@@ -171,7 +168,7 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
             int64_t left = n - i - u * LANES;
-            V c = v_set1(1), d = v[u];
+            V c = one, d = v[u];
             if (kind == ARRAY) {
                 c = left >= LANES ? v_loadr(coefficient + i + u * LANES)
                     : left > 0    ? v_load_tail_r(coefficient + i + u * LANES, (int)left, zero)
@@ -184,10 +181,47 @@ static FX_INLINE double row_sum(const char *p, int64_t n, R reference, ExpScale 
             moment[u & 1] = v_fnma(c, d, moment[u & 1]);
         }
     }
-    if (kind != NONE) *dot += v_hsum(v_add(moment[0], moment[1]));
-    if (kind != NONE) *weight += kind == ARRAY ? v_hsum(mass) : (double)n;
+    if (i > n) i = n;
+    if (kind != NONE) sums->dot += v_hsum(v_add(moment[0], moment[1]));
+    if (kind != NONE) sums->weight += kind == ARRAY ? v_hsum(mass) : (double)(i - first);
+    if (how == BELOW) sums->equal += v_hsum(equal);
     add_exactly(&total, &lost, v_add(even, odd));
-    return v_hsum(with_lost(total, lost));
+    double add = v_hsum(with_lost(total, lost)), all = sums->total + add;
+    sums->lost += sums->total > add ? (sums->total - all) + add : (add - all) + sums->total; /* Neumaier */
+    sums->total = all;
+    return i;
+}
+
+/* Even blocks: a short last one would leave too little time to ask for the next row. */
+static FX_INLINE int64_t row_step(int64_t classes) {
+    const int64_t blocks = (classes + FX_BLOCK - 1) / FX_BLOCK, even = blocks ? (classes + blocks - 1) / blocks : 1;
+    return (even + GROUP - 1) / GROUP * GROUP;
+}
+
+/* What is read after the block of classes c0 and on, at p. */
+static FX_INLINE const char *row_ahead(const Row *row, const char *p, int64_t c0, int64_t step) {
+    return c0 + step < row->call->classes || !row->next ? p + step * SIZE : row->next;
+}
+
+/* A new maximum: the former ones join the rest. */
+static FX_INLINE void row_raise(RowSums *sums, R *max, R *reference, R top, double scale, int kind) {
+    if (*max > -(R)INFINITY) {
+        double below = (double)*reference - (double)*max, e = sums->equal * fx_exp(-scale * below);
+        sums->total += e;
+        if (kind == ENTROPY) sums->dot += e * below;
+    }
+    sums->equal = 0;
+    if (!(top - *reference <= (R)(1 / scale))) {
+        if (*reference > -(R)INFINITY) {
+            double up = (double)top - (double)*reference, shrink = fx_exp(-scale * up);
+            if (kind == ENTROPY) sums->dot = shrink * (sums->dot + up * (sums->total + sums->lost));
+            else if (kind != NONE) sums->dot += up * sums->weight;
+            sums->total *= shrink;
+            sums->lost *= shrink;
+        }
+        *reference = top;
+    }
+    *max = top;
 }
 
 static FX_NOINLINE int row_has_nan(const Row *row) {
@@ -200,47 +234,60 @@ static FX_NOINLINE int row_has_nan(const Row *row) {
     return 0;
 }
 
+/* What row_raise does at the end: the sum, relative to the maximum, without one maximum. */
+static FX_INLINE double row_rest(const Row *row, RowSums *sums, R max, R reference, double scale, int kind) {
+    double total = sums->total + sums->lost;
+    if (max == (R)INFINITY) total = row_has_nan(row) ? (double)NAN : 0; /* inf - inf was NaN as well */
+    if (max > reference) {
+        double up = (double)max - (double)reference, shrink = fx_exp(-scale * up);
+        if (kind == ENTROPY) sums->dot = shrink * (sums->dot + up * total);
+        else if (kind != NONE) sums->dot += up * sums->weight;
+        total *= shrink;
+    }
+    return total + (sums->equal - 1);
+}
+
 static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, int kind) {
     const double scale = row->call->transform ? 1 : row->call->logit_scale;
-    const int64_t classes = row->call->classes;
+    const int64_t classes = row->call->classes, step = row_step(classes);
     const ExpScale k = exp_scale(scale);
     const int paired = V_PAIRS && direct && kind != ARRAY;
-    const R slack = (R)(1 / scale);
-    V groups[FX_BLOCK / GROUP];
     R max = -(R)INFINITY, reference = max;
-    int64_t argmax = -1;
-    double total = 0, lost = 0, dot = 0, weight = 0;
-    for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
-        int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK, skip = -1;
-        const char *p = row_block(row, c0, n, 0);
-        R top = row_max(groups, p, n, direct, paired);
-        if (top > max) {
-            /* The former maximum joins the rest, the new one leaves it. */
-            if (argmax >= 0) total += fx_exp(scale * ((double)max - (double)reference));
-            skip = row_find(groups, top, p, n, direct, paired);
-            argmax = skip >= 0 ? c0 + skip : -1;
-            if (!(top - reference <= slack)) {
-                if (reference > -(R)INFINITY) {
-                    double up = (double)top - (double)reference, shrink = fx_exp(-scale * up);
-                    total *= shrink;
-                    lost *= shrink;
-                    if (kind != NONE) dot += up * weight;
-                }
-                reference = top;
-            }
-            max = top;
-        }
+    RowSums sums = {0};
+    int64_t block = 0;
+    for (int64_t c0 = 0; c0 < classes; c0 += step) {
+        int64_t n = classes - c0 < step ? classes - c0 : step, i = 0;
+        const char *p = row_block(row, c0, n, 0), *ahead = row_ahead(row, p, c0, step);
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
+        if (max > -(R)INFINITY) i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead);
+        if (i == n) continue;
+        R top = row_max(p, i, n, direct, paired);
+        if (top > max) {
+            row_raise(&sums, &max, &reference, top, scale, kind);
+            block = c0;
+        }
         R r = reference > -(R)INFINITY ? reference : 0;
-        double add = row_sum(p, n, r, k, skip, direct, paired, kind, c, &dot, &weight), sum = total + add;
-        lost += (total > add ? (total - sum) + add : (add - sum) + total); /* Neumaier */
-        total = sum;
+        row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead);
     }
-    total += lost;
-    if (max == (R)INFINITY) total = row_has_nan(row) ? (double)NAN : 0; /* inf - inf was NaN as well */
-    if (max > reference) total *= fx_exp(scale * ((double)reference - (double)max));
-    if (kind != NONE && max > reference) dot += ((double)max - (double)reference) * weight;
-    *out = (RowStats){.max = max, .rest = total, .argmax = argmax, .dot = dot, .weight = weight};
+    double rest = row_rest(row, &sums, max, reference, scale, kind);
+    *out = (RowStats){.max = max, .rest = rest, .block = block, .dot = sums.dot, .weight = sums.weight};
+}
+
+/* The first class that has the row's maximum, or -1 in a row of NaN and -inf. */
+static FX_NOINLINE int64_t row_argmax(const Row *row, const RowStats *stats) {
+    const int64_t step = row_step(row->call->classes), left = row->call->classes - stats->block;
+    const int64_t n = left < step ? left : step;
+    if (!(stats->max > -(R)INFINITY)) return -1;
+    const char *p = row_block(row, stats->block, n, 0);
+    for (int64_t i = 0; i < n; i += GROUP) {
+        V v[4];
+        row_group(v, p, i, n, row->direct, 0);
+        for (int u = 0; u < 4; u++) {
+            unsigned bits = v_bits(v_eq(v[u], v_set1(stats->max)));
+            if (bits) return stats->block + i + u * LANES + FX_CTZ(bits);
+        }
+    }
+    return -1;
 }
 
 static FX_INLINE void row_forward(const Row *row, int kind, RowStats *out) {

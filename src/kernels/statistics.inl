@@ -64,7 +64,7 @@ static FX_INLINE R score_max(V groups[], const char *p, int64_t n, R value, int6
     return v_hmax(best);
 }
 
-/* row_find, but the first class that has the value. */
+/* The first class of a block, whose groups' maxima are known, that has the value. */
 static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, int64_t n, int direct) {
     V v[4], wanted = v_set1(value);
     for (int64_t g = 0; g * GROUP < n; g++) {
@@ -82,68 +82,46 @@ static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, i
 static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top, Score *out, int direct, int largest) {
     const FxCall *call = row->call;
     const double scale = call->transform ? 1 : call->logit_scale;
-    const int64_t classes = call->classes;
+    const int64_t classes = call->classes, step = row_step(classes);
     const ExpScale k = exp_scale(scale);
     const int paired = V_PAIRS && direct, bent = !direct && call->transform, kind = largest ? NONE : ENTROPY;
-    const R slack = (R)(1 / scale);
     V groups[FX_BLOCK / GROUP];
     R max = -(R)INFINITY, reference = max, given_max = max;
     int64_t argmax = 0, rank = 0;
-    double total = 0, lost = 0, moment = 0, unused = 0;
-    for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
-        int64_t n = classes - c0 < FX_BLOCK ? classes - c0 : FX_BLOCK, skip = -1, first = -1;
-        const char *p = score_block(row, c0, n);
-        R best = largest ? row_max(groups, p, n, direct, paired)
+    RowSums sums = {0};
+    for (int64_t c0 = 0; c0 < classes; c0 += step) {
+        int64_t n = classes - c0 < step ? classes - c0 : step;
+        const char *p = score_block(row, c0, n), *ahead = row_ahead(row, p, c0, step);
+        R best = largest ? top_max(groups, p, n, direct, paired)
                          : score_max(groups, p, n, value, at - c0, &rank, direct, paired);
         if (largest) top_scan(top, groups, p, c0, n, direct);
         if (!largest && best > given_max) {
-            first = score_first(groups, best, p, n, direct);
+            int64_t first = score_first(groups, best, p, n, direct);
             argmax = first >= 0 ? c0 + first : 0;
             given_max = best;
         }
         if (bent) {
             row_transform(call, row->scratch, n, 0);
-            best = row_max(groups, p, n, 0, 0);
+            best = row_max(p, 0, n, 0, 0);
         }
-        if (best > max) {
-            /* The former maximum joins the rest, the new one leaves it. */
-            if (max > -(R)INFINITY) {
-                double below = (double)reference - (double)max, e = fx_exp(-scale * below);
-                total += e;
-                moment += e * below;
-            }
-            skip = bent || largest || first < 0 ? row_find(groups, best, p, n, direct, paired) : first;
-            if (paired && !largest && first >= 0 && (first / GROUP + 1) * GROUP <= n)
-                skip = first / GROUP * GROUP + pair_index(first % GROUP);
-            if (!(best - reference <= slack)) {
-                if (reference > -(R)INFINITY) {
-                    double up = (double)best - (double)reference, shrink = fx_exp(-scale * up);
-                    moment = shrink * (moment + up * (total + lost));
-                    total *= shrink;
-                    lost *= shrink;
-                }
-                reference = best;
-            }
-            max = best;
-        }
+        const int higher = best > max;
+        if (higher) row_raise(&sums, &max, &reference, best, scale, kind);
         R r = reference > -(R)INFINITY ? reference : 0;
-        double add = row_sum(p, n, r, k, skip, direct, paired, kind, NULL, &moment, &unused), sum = total + add;
-        lost += (total > add ? (total - sum) + add : (add - sum) + total); /* Neumaier */
-        total = sum;
+        if (higher || max == -(R)INFINITY) row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead);
+        else row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead);
     }
-    total += lost;
-    if (max == (R)INFINITY) total = row_has_nan(row) ? (double)NAN : 0; /* inf - inf was NaN as well */
-    if (max > reference) {
-        double up = (double)max - (double)reference, shrink = fx_exp(-scale * up);
-        moment = shrink * (moment + up * total);
-        total *= shrink;
-    }
-    *out = (Score){.max = max, .rest = total, .moment = scale * moment, .argmax = argmax, .rank = rank};
+    double rest = row_rest(row, &sums, max, reference, scale, kind);
+    *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = rank};
 }
 
 static void score_rows(FxCall *call, FxScratch *s, const Run *run, Lanes a, int direct) {
     for (int k = 0; k < run->valid; k++) {
-        Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, place(run, k))};
+        Row row = {.call = call,
+                   .scratch = s,
+                   .direct = direct,
+                   .x = at_position(run, FX_X, place(run, k)),
+                   .next = row_after(run, k)};
+        if (row.next) FX_PREFETCH(row.next + s->target[k + 1] * call->operand[FX_X].class_stride);
         const R given = score_logit(call, row.x, s->target[k]);
         Score score;
         if (direct) score_row_as(&row, given, s->target[k], NULL, &score, 1, 0);
@@ -160,7 +138,8 @@ static void score_rows(FxCall *call, FxScratch *s, const Run *run, Lanes a, int 
 static void score_tops(FxCall *call, FxScratch *s, const Run *run, int direct) {
     for (int k = 0; k < run->valid; k++) {
         const int64_t i = place(run, k), at = (run->first + i) * call->top_k;
-        Row row = {.call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i)};
+        Row row = {
+            .call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i), .next = row_after(run, k)};
         Top top = {
             .value = (R *)call->statistics[0] + at, .class = (int64_t *)call->statistics[1] + at, .size = call->top_k};
         Score score;
@@ -200,10 +179,7 @@ static void score_columns(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
 static void score_tiles(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
     Panel panel = {.call = call, .scratch = s};
     for (int k = 0; k < run->valid; k += LANES) {
-        panel.packed_from = -1;
-        panel.width = run->valid - k < LANES ? run->valid - k : LANES;
-        for (int l = 0; l < LANES; l++)
-            panel.row[l] = at_position(run, FX_X, place(run, k + (l < panel.width ? l : 0)));
+        tile_open(&panel, run, k);
         score_panel(call, run, &panel, lanes_from(a, k), k, 0);
     }
 }

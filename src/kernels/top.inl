@@ -51,6 +51,17 @@ static FX_NOINLINE void top_heapify(Top *top) {
     for (int64_t at = top->size / 2 - 1; at >= 0; at--) top_sift(top, top->size, at, top->value[at], top->class[at]);
 }
 
+/* row_max, and each group's largest. */
+static FX_INLINE R top_max(V groups[], const char *p, int64_t n, int direct, int paired) {
+    V best = v_set1(-(R)INFINITY), v[4];
+    for (int64_t i = 0, g = 0; i < n; i += GROUP, g++) {
+        row_group(v, p, i, n, direct, paired);
+        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(groups[g], best);
+    }
+    return v_hmax(best);
+}
+
 /* Takes what belongs to the largest from the n classes at p, the first of them being class c0. */
 static FX_INLINE void top_scan(Top *top, const V groups[], const char *p, int64_t c0, int64_t n, int direct) {
     const int plain = direct || STORAGE_IS_REAL;

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#define V_QUADS_f32 1
+
 typedef float R;
 typedef __m256 V;
 typedef __m256 M; /* all ones or all zeros in each lane */
@@ -29,6 +31,7 @@ static inline V v_round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_I
 static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static inline V v_fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
 static inline V v_fnma(V a, V b, V c) { return _mm256_fnmadd_ps(a, b, c); }
+static inline V v_inverse(V a) { return v_div(v_set1(1), a); }
 static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -36,6 +39,7 @@ static inline M v_eq(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_ps(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_ps(k, a); }
+static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 static inline int v_any(M k) { return _mm256_movemask_ps(k) != 0; }
 static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_ps(k); }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
@@ -92,6 +96,23 @@ static inline void v_transpose(V r[8]) {
 }
 
 static inline __m256i v_tail_mask(int n) { return _mm256_castps_si256(v_first(n)); }
+static inline void v_load_quads_f32(const char *const row[], int64_t offset, V r[4]) {
+    __m256d t[4];
+    __m256 q[4];
+    for (int j = 0; j < 4; j++) { /* rows j and j + 4 */
+        q[j] = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(row[j] + offset)));
+        q[j] = _mm256_insertf128_ps(q[j], _mm_loadu_ps((const float *)(row[j + 4] + offset)), 1);
+    }
+    for (int j = 0; j < 4; j += 2) {
+        t[j] = _mm256_castps_pd(_mm256_unpacklo_ps(q[j], q[j + 1]));
+        t[j + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(q[j], q[j + 1]));
+    }
+    for (int j = 0; j < 2; j++) {
+        r[2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[j], t[j + 2]));
+        r[2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[j], t[j + 2]));
+    }
+}
+
 static inline V v_load_f32(const char *p) { return _mm256_loadu_ps((const float *)p); }
 static inline V v_load_tail_f32(const char *p, int n, V fill) {
     return v_select(v_first(n), _mm256_maskload_ps((const float *)p, v_tail_mask(n)), fill);

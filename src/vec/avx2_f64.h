@@ -22,6 +22,7 @@ static inline V v_add(V a, V b) { return _mm256_add_pd(a, b); }
 static inline V v_sub(V a, V b) { return _mm256_sub_pd(a, b); }
 static inline V v_mul(V a, V b) { return _mm256_mul_pd(a, b); }
 static inline V v_div(V a, V b) { return _mm256_div_pd(a, b); }
+static inline V v_inverse(V a) { return v_div(v_set1(1), a); }
 static inline V v_abs(V a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
 static inline V v_round(V a) { return _mm256_round_pd(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_pd(a, b, c); }
@@ -34,6 +35,7 @@ static inline M v_eq(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_pd(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_pd(k, a); }
+static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 static inline int v_any(M k) { return _mm256_movemask_pd(k) != 0; }
 static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_pd(k); }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }

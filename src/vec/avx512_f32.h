@@ -11,6 +11,7 @@ enum { LANES = 16 };
 #define EXP_LOWEST     (-105.0f)
 #define V_SPLITS       8
 #define V_PAIRS_bf16   1
+#define V_QUADS_f32    1
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 0 };
@@ -29,6 +30,10 @@ static inline V v_round(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAR
 static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline V v_fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
 static inline V v_fnma(V a, V b, V c) { return _mm512_fnmadd_ps(a, b, c); }
+static inline V v_inverse(V a) {
+    V y = _mm512_rcp14_ps(a);
+    return v_fma(y, v_fnma(a, y, v_set1(1)), y);
+}
 static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -36,6 +41,7 @@ static inline M v_eq(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_ps(k, b, a); }
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_ps((M)~k, a); }
+static inline V v_count(V n, M k) { return _mm512_mask_add_ps(n, k, n, v_set1(1)); }
 static inline int v_any(M k) { return k != 0; }
 static inline unsigned v_bits(M k) { return k; }
 static inline M v_first(int n) { return (M)((1u << n) - 1u); }
@@ -91,6 +97,25 @@ static inline void v_transpose(V r[16]) {
     for (int j = 0; j < 8; j++) {
         r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
         r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+    }
+}
+
+static inline void v_load_quads_f32(const char *const row[], int64_t offset, V r[4]) {
+    __m512d t[4];
+    __m512 q[4];
+    for (int j = 0; j < 4; j++) { /* rows j, j + 4, j + 8, j + 12 */
+        q[j] = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(row[j] + offset)));
+        q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps((const float *)(row[j + 4] + offset)), 1);
+        q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps((const float *)(row[j + 8] + offset)), 2);
+        q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps((const float *)(row[j + 12] + offset)), 3);
+    }
+    for (int j = 0; j < 4; j += 2) {
+        t[j] = _mm512_castps_pd(_mm512_unpacklo_ps(q[j], q[j + 1]));
+        t[j + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(q[j], q[j + 1]));
+    }
+    for (int j = 0; j < 2; j++) {
+        r[2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[j], t[j + 2]));
+        r[2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[j], t[j + 2]));
     }
 }
 

@@ -27,6 +27,7 @@ static inline V v_round(V a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEAR
 static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
 static inline V v_fms(V a, V b, V c) { return _mm512_fmsub_pd(a, b, c); }
 static inline V v_fnma(V a, V b, V c) { return _mm512_fnmadd_pd(a, b, c); }
+static inline V v_inverse(V a) { return v_div(v_set1(1), a); }
 static inline V v_max(V a, V b) { return _mm512_max_pd(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
@@ -34,6 +35,7 @@ static inline M v_eq(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
 static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_pd(k, b, a); }
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_pd((M)~k, a); }
+static inline V v_count(V n, M k) { return _mm512_mask_add_pd(n, k, n, v_set1(1)); }
 static inline int v_any(M k) { return k != 0; }
 static inline unsigned v_bits(M k) { return k; }
 static inline M v_first(int n) { return (M)((1u << n) - 1u); }

@@ -32,6 +32,7 @@ static inline V v_fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
 static inline V v_fms(V a, V b, V c) { return vfmaq_f32(vnegq_f32(c), a, b); }
 static inline V v_fnma(V a, V b, V c) { return vfmsq_f32(c, a, b); }
 /* A comparison, because the instruction for the maximum has another rule for NaN. */
+static inline V v_inverse(V a) { return v_div(v_set1(1), a); }
 static inline V v_max(V a, V b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
 static inline M v_lt(V a, V b) { return vcltq_f32(a, b); }
@@ -39,6 +40,7 @@ static inline M v_eq(V a, V b) { return vceqq_f32(a, b); }
 static inline V v_select(M k, V a, V b) { return vbslq_f32(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f32_u32(vandq_u32(k, vreinterpretq_u32_f32(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), k)); }
+static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 static inline int v_any(M k) { return vmaxvq_u32(k) != 0; }
 static inline unsigned v_bits(M k) {
     const uint32_t bit[4] = {1, 2, 4, 8};

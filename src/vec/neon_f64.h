@@ -29,6 +29,7 @@ static inline V v_fma(V a, V b, V c) { return vfmaq_f64(c, a, b); }
 static inline V v_fms(V a, V b, V c) { return vfmaq_f64(vnegq_f64(c), a, b); }
 static inline V v_fnma(V a, V b, V c) { return vfmsq_f64(c, a, b); }
 /* A comparison, as in neon_f32.h. */
+static inline V v_inverse(V a) { return v_div(v_set1(1), a); }
 static inline V v_max(V a, V b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 
 static inline M v_lt(V a, V b) { return vcltq_f64(a, b); }
@@ -37,6 +38,7 @@ static inline V v_select(M k, V a, V b) { return vbslq_f64(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f64_u64(vandq_u64(k, vreinterpretq_u64_f64(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(a), k)); }
 static inline unsigned v_bits(M k) { return (unsigned)((vgetq_lane_u64(k, 0) & 1) | (vgetq_lane_u64(k, 1) & 2)); }
+static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 static inline int v_any(M k) { return v_bits(k) != 0; }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
 

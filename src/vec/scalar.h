@@ -29,6 +29,7 @@ static inline V v_add(V a, V b) { return a + b; }
 static inline V v_sub(V a, V b) { return a - b; }
 static inline V v_mul(V a, V b) { return a * b; }
 static inline V v_div(V a, V b) { return a / b; }
+static inline V v_inverse(V a) { return 1 / a; }
 static inline V v_abs(V a) { return a < 0 ? -a : a + 0; }
 static inline V v_round(V a) {
     /* Adding and taking away 1.5·2^(mantissa bits) rounds to nearest even; larger values are integers already. */
@@ -46,6 +47,7 @@ static inline M v_eq(V a, V b) { return a == b; }
 static inline V v_select(M k, V a, V b) { return k ? a : b; }
 static inline V v_keep(M k, V a) { return k ? a : 0; }
 static inline V v_drop(M k, V a) { return k ? 0 : a; }
+static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 static inline int v_any(M k) { return k; }
 static inline unsigned v_bits(M k) { return (unsigned)k; }
 static inline M v_first(int n) { return n > 0; }

@@ -1,0 +1,26 @@
+/* The panels of FX_TILES: LANES valid positions of a run each, and what is asked of memory before it is needed. */
+
+/* The panel of valid positions number k and on. */
+static void tile_open(Panel *panel, const Run *run, int k) {
+    const FxCall *call = panel->call;
+    const FxOperand *x = &call->operand[FX_X];
+    const int64_t row = call->classes * SIZE;
+    panel->packed_from = -1;
+    panel->width = run->valid - k < LANES ? run->valid - k : LANES;
+    for (int l = 0; l < LANES; l++) {
+        int64_t i = place(run, k + (l < panel->width ? l : 0));
+        panel->row[l] = at_position(run, FX_X, i);
+        panel->q[l] = call->targets_are_probs ? at_position(run, FX_Y, i + call->shift) : NULL;
+        panel->out[l] = at_position(run, FX_OUT, i);
+    }
+    panel->ahead = panel->row[0];
+    if (x->class_stride != SIZE || x->dtype != STORAGE) return;
+    if (!run->index && run->step[FX_X] == row) { /* asked for line by line, see panel_sum_lines */
+        panel->ahead += (TILE_AHEAD / (LANES * row) + 1) * LANES * row;
+        return;
+    }
+    for (int l = k + LANES; l < run->valid && l < k + 2 * LANES; l++) {
+        const char *p = at_position(run, FX_X, place(run, l));
+        for (int64_t b = 0; b < row; b += 64) FX_PREFETCH(p + b);
+    }
+}
