@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import Plan
 from ._scoring_arguments import bytes_of_targets, evaluator_options, same_setting, state_argument, statistics_plan
-from .statistics import run_statistics
+from .statistics import TokenStatistics, run_statistics
 
 Array = NDArray[Any]
 _VERSION = 1
@@ -168,11 +168,43 @@ class Evaluator:
         logits, targets, mask, lengths
             As for `token_statistics`.
         """
+        self.update_and_statistics(logits, targets, mask=mask, lengths=lengths)
+
+    def update_and_statistics(
+        self,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+    ) -> TokenStatistics:
+        """Add a batch, as `update` does, and return the `token_statistics` of it: one pass over the logits for both.
+
+        Parameters
+        ----------
+        logits, targets, mask, lengths
+            As for `token_statistics`.
+
+        Returns
+        -------
+        TokenStatistics
+            As from `token_statistics` with the evaluator's options.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastxent
+        >>> evaluator = fastxent.Evaluator()
+        >>> evaluator.update_and_statistics(np.log([[0.5, 0.25, 0.25]]), [0]).rank, evaluator.compute().n_tokens
+        (array([0]), 1)
+        """
         plan = statistics_plan(
             logits, targets, self._axis, mask, lengths, self._ignore_index, self._shift, self._logit_scale,
             self._softcap, self._num_threads, with_top=True,
         )
-        self._totals = self._totals.plus(self._of_batch(plan))
+        results = run_statistics(plan)
+        self._totals = self._totals.plus(self._of_batch(plan, results))
+        return TokenStatistics(*results[:5])
 
     def merge(self, other: Evaluator) -> None:
         """Add what another evaluator of the same options has counted."""
@@ -226,8 +258,8 @@ class Evaluator:
             "token_bytes": self._token_bytes is not None,
         }
 
-    def _of_batch(self, plan: Plan) -> _Totals:
-        log_prob, logsumexp, _, rank, entropy, top = (np.asarray(a) for a in run_statistics(plan))
+    def _of_batch(self, plan: Plan, results: tuple[Array, ...]) -> _Totals:
+        log_prob, logsumexp, _, rank, entropy, top = (np.asarray(a) for a in results)
         valid = (rank >= 0) | np.isnan(logsumexp)  # a NaN row has no rank either, and counts
         tokens = int(np.count_nonzero(valid))
         total = _Totals.nothing(len(self._top_k), self._bins)
