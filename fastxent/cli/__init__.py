@@ -21,7 +21,7 @@ from ._output import discard_stdout
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "eval")
+COMMANDS = ("demo", "eval", "compare", "convert", "doctor")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -71,6 +71,8 @@ def to_json(values: Mapping[str, Any], indent: bool = True) -> str:
 def _json_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return to_json(value, indent=False)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_json_value, value)) + "]"
     if isinstance(value, float):
         if math.isnan(value):
             return "null"

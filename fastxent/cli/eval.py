@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import fastxent
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         logits, targets = open_inputs(arguments, stack)
         positions_of([logits])
-        mask, lengths = _descriptions(arguments, stack)
+        mask, lengths = (opened_vector(name, stack) for name in (arguments.mask, arguments.lengths))
         counted = Positions(logits.shape, targets, mask, lengths, arguments.ignore_index, arguments.shift)
         token_bytes = _token_bytes(arguments, logits, stack)
         scores = Scores(counted.steps, arguments.top_k, token_bytes, bool(arguments.plot))
@@ -119,13 +119,27 @@ def open_inputs(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> t
         if arguments.shift:
             raise UsageFault("the targets of a .kld are the tokens to come already: no --shift")
         return logits, own
-    targets = open_vector(arguments.targets)
-    stack.callback(targets.close)
-    for name in (arguments.logits, arguments.targets):
+    targets = opened_vector(arguments.targets, stack)
+    assert targets is not None
+    remark_on_npz("eval", arguments, (arguments.logits, arguments.targets))
+    return logits, targets
+
+
+def opened_vector(name: str | None, stack: contextlib.ExitStack) -> Source | None:
+    """Targets, a mask, lengths, if there are any."""
+    if name is None:
+        return None
+    source = open_vector(name)
+    stack.callback(source.close)
+    return source
+
+
+def remark_on_npz(command: str, arguments: argparse.Namespace, files: Sequence[str]) -> None:
+    """Say what an archive costs."""
+    for name in files:
         if split_name(name)[0] == ".npz":
             remark = "an .npz is unpacked on one core, as a stream: memory stays small, but .npy is faster"
-            warn("eval", f"{name}: {remark}", arguments.quiet)
-    return logits, targets
+            warn(command, f"{name}: {remark}", arguments.quiet)
 
 
 def names(top_k: tuple[int, ...]) -> list[str]:
@@ -145,22 +159,10 @@ def flat(found: Evaluation) -> dict[str, Any]:
     return result
 
 
-def _descriptions(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Source | None, Source | None]:
-    """Mask and lengths."""
-    opened = []
-    for name in (arguments.mask, arguments.lengths):
-        source = open_vector(name) if name else None
-        if source is not None:
-            stack.callback(source.close)
-        opened.append(source)
-    return opened[0], opened[1]
-
-
 def _token_bytes(arguments: argparse.Namespace, logits: Source, stack: contextlib.ExitStack) -> Array | None:
-    if not arguments.token_bytes:
+    source = opened_vector(arguments.token_bytes, stack)
+    if source is None:
         return None
-    source = open_vector(arguments.token_bytes)
-    stack.callback(source.close)
     if source.shape != logits.shape[-1:] or source.dtype.kind not in "iu":
         raise FileFault(source.name, f"{source.describe()}: expected {logits.shape[-1]} integers, one for each class")
     found = source.whole()

@@ -28,7 +28,7 @@ DEPTH = 16.0  # how far below the largest logit the floor lies
 STEPS = 65535
 _PIECE = 2**18  # bytes decoded at a time: they stay in the cache between two passes
 _LARGEST_EXCESS = 1e-3  # of the probabilities above the floor: 16 bits leave 1e-5
-_LEAST = 1e-3  # what a class at the floor keeps of the stored probability, where rounding leaves nothing for it
+_LEAST = 0.02  # what a class at the floor keeps of the stored probability, where rounding leaves nothing for it
 
 
 def row_length(n_vocab: int) -> int:
