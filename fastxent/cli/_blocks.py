@@ -1,27 +1,38 @@
-"""Blocks of rows of one or several arrays of logits, side by side, read by a thread ahead of whoever scores them."""
+"""Blocks of rows of one or several arrays of logits, side by side: read and scored by several threads, given in order.
+
+Each thread reads a block and scores it while it is still in the cache, on one thread of fastxent's or a few: reading a
+cached file costs as much time as scoring it, and both are shared out evenly this way. What describes the positions is
+read in order, under a lock, and so is any source that knows no other way.
+"""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+import fastxent
 
 from ._faults import FileFault
 from .formats import Array, Source
 
-_BUFFERS = 3  # one is scored, one is read, one waits
 _LARGEST_ROW = 64 * 2**20
+_MOST_WORKERS = 8
+_MOST_HELD = 256 * 10**6  # bytes of all blocks that are being scored
+
+About = TypeVar("About")
+Result = TypeVar("Result")
 
 
 class Block(NamedTuple):
-    """Rows `start` to `stop` of each array, each (rows, classes)."""
+    """Rows `start` to `stop` of each array, each (rows, classes); `threads`: how many may score them."""
 
     start: int
     stop: int
     rows: list[Array]
+    threads: int
 
 
 def positions_of(sources: Sequence[Source]) -> tuple[int, ...]:
@@ -42,64 +53,141 @@ def positions_of(sources: Sequence[Source]) -> tuple[int, ...]:
     return first.shape[:-1]
 
 
-def blocks(sources: Sequence[Source], block_bytes: int) -> Iterator[Block]:
-    """All rows of arrays that `positions_of` has judged, in their order; a block is valid until the next is asked for.
+def scored(
+    sources: Sequence[Source],
+    block_bytes: int,
+    describe: Callable[[int, int], About],
+    score: Callable[[Block, About], Result],
+) -> Generator[Result, None, None]:
+    """What `score` makes of each block, in order, for arrays that `positions_of` has judged.
 
-    About `block_bytes` are read at a time, over all arrays, and `_BUFFERS` times as much is held.
+    `describe(start, stop)` is called for one block after the other; `score` by several threads at once, and what it
+    returns must not hold the block. The first block that fails, in order, raises its error here.
     """
-    classes = sources[0].shape[-1]
-    n_rows = sources[0].size // classes
-    row_bytes = sum(classes * source.dtype.itemsize for source in sources)
+    step = _rows_at_a_time(sources, block_bytes)
+    n_rows = sources[0].size // sources[0].shape[-1]
+    n_blocks = -(-n_rows // step)
+    threads = fastxent.get_num_threads()
+    held = step * sum(source.shape[-1] * source.dtype.itemsize for source in sources)
+    n_workers = max(1, min(threads, _MOST_WORKERS, n_blocks, _MOST_HELD // max(held, 1)))
+    work = _Work(sources, range(0, n_rows, step), n_rows, max(1, threads // n_workers), describe, score)
+    if n_workers == 1:
+        yield from work.alone()
+    else:
+        yield from work.shared(n_workers)
+
+
+def _rows_at_a_time(sources: Sequence[Source], block_bytes: int) -> int:
+    row_bytes = sum(source.shape[-1] * source.dtype.itemsize for source in sources)
     step = max(1, block_bytes // row_bytes)
     wanted = max(source.row_step for source in sources)
     if step > wanted:
-        step -= step % wanted
-    elif wanted * row_bytes <= 4 * block_bytes:
-        step = wanted
-    starts = range(0, n_rows, step)
+        return step - step % wanted
+    return wanted if wanted * row_bytes <= 4 * block_bytes else step
 
-    def buffers() -> list[Array]:
-        return [np.empty(min(step, n_rows) * classes * source.dtype.itemsize, np.uint8) for source in sources]
 
-    def read(start: int, into: list[Array]) -> Block:
-        stop = min(start + step, n_rows)
-        rows = [
-            source.read(start * classes, stop * classes, buffer).reshape(-1, classes)
-            for source, buffer in zip(sources, into, strict=True)
+class _Failure(NamedTuple):
+    """The error of a block."""
+
+    error: BaseException
+
+
+class _Work(Generic[About, Result]):
+    """The blocks of one run, handed out one by one."""
+
+    def __init__(
+        self, sources: Sequence[Source], starts: range, n_rows: int, threads: int,
+        describe: Callable[[int, int], About], score: Callable[[Block, About], Result],
+    ) -> None:
+        self.sources, self.starts, self.n_rows, self.threads = sources, starts, n_rows, threads
+        self.describe, self.score = describe, score
+        self.lock = threading.Lock()
+        self.next = 0
+        self.stopped = False
+        self.changed = threading.Condition()
+        self.results: dict[int, Result | _Failure] = {}
+
+    def alone(self) -> Iterator[Result]:
+        """All blocks by the calling thread."""
+        buffers = self._buffers()
+        while (taken := self._take(buffers)) is not None:
+            _, start, stop, about, rows = taken
+            yield self._finish(start, stop, about, rows, buffers)
+
+    def shared(self, n_workers: int) -> Iterator[Result]:
+        """All blocks by workers; never many more done than asked for."""
+        permits = threading.Semaphore(2 * n_workers)
+        workers = [
+            threading.Thread(target=self._run, args=(permits,), name="fastxent block", daemon=True)
+            for _ in range(n_workers)
         ]
-        return Block(start, stop, rows)
-
-    if len(starts) < 2:
-        for start in starts:
-            yield read(start, buffers())
-        return
-
-    free: queue.SimpleQueue[list[Array] | None] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[tuple[Block, list[Array]] | BaseException] = queue.SimpleQueue()
-    for _ in range(min(_BUFFERS, len(starts))):
-        free.put(buffers())
-
-    def work() -> None:
+        for worker in workers:
+            worker.start()
         try:
-            for start in starts:
-                into = free.get()
-                if into is None:
-                    return
-                ready.put((read(start, into), into))
-        except BaseException as error:  # raised where the blocks are asked for
-            ready.put(error)
+            for index in range(len(self.starts)):
+                with self.changed:
+                    while index not in self.results:
+                        self.changed.wait()
+                    found = self.results.pop(index)
+                if isinstance(found, _Failure):
+                    raise found.error
+                yield found
+                permits.release()
+        finally:
+            self.stopped = True
+            for _ in workers:
+                permits.release()
+            for worker in workers:
+                worker.join()
 
-    thread = threading.Thread(target=work, name="fastxent reader", daemon=True)
-    thread.start()
-    try:
-        for _ in starts:
-            found = ready.get()
-            if isinstance(found, BaseException):
-                raise found
-            yield found[0]
-            free.put(found[1])
-    finally:
-        while not free.empty():
-            free.get()
-        free.put(None)
-        thread.join()
+    def _run(self, permits: threading.Semaphore) -> None:
+        buffers = self._buffers()
+        while True:
+            permits.acquire()
+            found: Result | _Failure
+            index = self.next
+            try:
+                with self.lock:
+                    index = self.next
+                    taken = None if self.stopped else self._take(buffers)
+                if taken is None:
+                    return
+                index, start, stop, about, rows = taken
+                found = self._finish(start, stop, about, rows, buffers)
+            except BaseException as error:  # raised where the block's turn comes
+                self.stopped = True
+                found = _Failure(error)
+            with self.changed:
+                self.results[index] = found
+                self.changed.notify()
+
+    def _take(self, buffers: list[Array]) -> tuple[int, int, int, About, list[Array | None]] | None:
+        """The next block, with all of it that is read in order."""
+        index = self.next
+        if index == len(self.starts):
+            return None
+        self.next += 1
+        start = self.starts[index]
+        stop = min(start + self.starts.step, self.n_rows)
+        about = self.describe(start, stop)
+        rows = [
+            None if source.parallel else self._read(source, start, stop, buffer)
+            for source, buffer in zip(self.sources, buffers, strict=True)
+        ]
+        return index, start, stop, about, rows
+
+    def _finish(self, start: int, stop: int, about: About, rows: list[Array | None], buffers: list[Array]) -> Result:
+        """Read the rest of a block and score it."""
+        whole = [
+            self._read(source, start, stop, buffer) if read is None else read
+            for source, buffer, read in zip(self.sources, buffers, rows, strict=True)
+        ]
+        return self.score(Block(start, stop, whole, self.threads), about)
+
+    def _read(self, source: Source, start: int, stop: int, buffer: Array) -> Array:
+        classes = source.shape[-1]
+        return source.read(start * classes, stop * classes, buffer).reshape(-1, classes)
+
+    def _buffers(self) -> list[Array]:
+        rows = min(self.starts.step, self.n_rows)
+        return [np.empty(rows * source.shape[-1] * source.dtype.itemsize, np.uint8) for source in self.sources]

@@ -36,11 +36,11 @@ class Positions:
             option = "--shift" if shift else "--lengths"
             raise UsageFault(f"{option} needs logits with a batch axis and a time axis before the classes, not {shape}")
         self.steps = self.positions[-1] if len(self.positions) > 1 else 1
+        self.sequences = math.prod(self.positions[:-1]) if len(self.positions) > 1 else self.count
         if targets is not None:
             self._check_targets(targets)
         self.mask, self.small_mask = (None, None) if mask is None else self._judged_mask(mask)
         self.lengths = None if lengths is None else self._checked_lengths(lengths)
-        self.buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
 
     def block(self, start: int, stop: int) -> Counted:
         """What goes with rows `start` to `stop`. FileFault where a target that counts is no class."""
@@ -54,24 +54,18 @@ class Positions:
         ahead, end = min(start + self.shift, self.count), min(stop + self.shift, self.count)
         inside = slice(0, end - ahead)
         if self.mask is not None:
-            valid[inside] &= self._read(self.mask, 0, ahead, end) != 0
+            valid[inside] &= _read(self.mask, ahead, end) != 0
         elif self.small_mask is not None:
             valid[inside] &= self.small_mask.flat[ahead:end] != 0
         if self.targets is None:
             targets = np.zeros(n, np.int64)
         else:
-            found = self._read(self.targets, 1, ahead, end)
+            found = _read(self.targets, ahead, end)
             targets = found if end - ahead == n else np.concatenate([found, np.zeros(n - found.size, found.dtype)])
             if self.ignore_index is not None:
                 valid &= targets != self.ignore_index
             self._check_classes(self.targets, targets, valid, start)
         return Counted(targets, valid, bool(valid.all()))
-
-    def _read(self, source: Source, which: int, start: int, stop: int) -> Array:
-        needed = (stop - start) * source.dtype.itemsize
-        if self.buffers[which].size < needed:
-            self.buffers[which] = np.empty(needed, np.uint8)
-        return source.read(start, stop, self.buffers[which])
 
     def _check_targets(self, targets: Source) -> None:
         if targets.dtype.kind not in "iu" or targets.stored in ("bool", "bfloat16"):
@@ -119,3 +113,7 @@ class Positions:
             worst = int(found.min()) if int(found.min()) < 0 else int(found.max())
             raise FileFault(lengths.name, f"has the length {worst}, outside 0 to {self.steps}")
         return found.astype(np.int64)
+
+
+def _read(source: Source, start: int, stop: int) -> Array:
+    return source.read(start, stop, np.empty((stop - start) * source.dtype.itemsize, np.uint8))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 import fastxent
 from fastxent.evaluation import Evaluation
 
+from ._blocks import Block
 from ._positions import Counted
 from .formats import Array
 
@@ -23,24 +25,82 @@ BUCKET = 0.01  # nats
 N_TIMES = 512
 
 
+class Part(NamedTuple):
+    """What is known of one block."""
+
+    start: int
+    evaluator: fastxent.Evaluator
+    losses: Array
+    valid: Array
+    sequences: list[fastxent.Evaluator]  # of each sequence's part in the block, if that is asked for
+    nbytes: int
+
+
 class Scores:
     """The numbers of all blocks. `steps` positions are a sequence."""
 
-    def __init__(self, steps: int, top_k: tuple[int, ...], token_bytes: Array | None, for_plot: bool) -> None:
-        self.steps = max(steps, 1)
-        self.evaluator = fastxent.Evaluator(top_k=top_k, ignore_index=None, token_bytes=token_bytes)
+    def __init__(
+        self, steps: int, top_k: tuple[int, ...], token_bytes: Array | None, for_plot: bool, per_sequence: bool
+    ) -> None:
+        self.steps, self.top_k, self.token_bytes = max(steps, 1), top_k, token_bytes
+        self.evaluator = self._fresh(1)
         self.means = _SequenceMeans(self.steps)
         self.curves = _Curves(self.steps) if for_plot else None
+        self.per_sequence = per_sequence
+        self.open = self._fresh(1)
+        self.index = 0
 
-    def add(self, start: int, logits: Array, counted: Counted) -> None:
-        """Rows from `start` on."""
+    def _fresh(self, threads: int) -> fastxent.Evaluator:
+        return fastxent.Evaluator(
+            top_k=self.top_k, ignore_index=None, token_bytes=self.token_bytes, num_threads=threads
+        )
+
+    def score(self, block: Block, counted: Counted) -> Part:
+        """A block for itself; several threads may do this at once."""
+        (logits,) = block.rows
+        evaluator = self._fresh(block.threads)
         mask = None if counted.all_valid else counted.valid
-        found = self.evaluator.update_and_statistics(logits, counted.targets, mask=mask)
+        found = evaluator.update_and_statistics(logits, counted.targets, mask=mask)
         losses = np.where(counted.valid, -found.log_prob.astype(np.float64), 0.0)
+        sequences = []
+        if self.per_sequence:
+            for piece in self._pieces(block.start, block.stop):
+                sequences.append(self._fresh(block.threads))
+                sequences[-1].update(logits[piece], counted.targets[piece], mask=counted.valid[piece])
+        return Part(block.start, evaluator, losses, counted.valid, sequences, logits.nbytes)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[slice]:
+        """The rows of a block that belong to one sequence each."""
+        at = start
+        while at < stop:
+            end = min(stop, at + self.steps - at % self.steps)
+            yield slice(at - start, end - start)
+            at = end
+
+    def add(self, part: Part) -> Iterator[tuple[int, Evaluation]]:
+        """Add the next block; the sequences that end in it, if they are asked for."""
+        self.evaluator.merge(part.evaluator)
         if self.steps > 1:
-            self.means.add(start, losses, counted.valid)
+            self.means.add(part.start, part.losses, part.valid)
         if self.curves is not None:
-            self.curves.add(start, losses, counted.valid)
+            self.curves.add(part.start, part.losses, part.valid)
+        if self.per_sequence:
+            pieces = self._pieces(part.start, part.start + part.valid.size)
+            for piece, sequence in zip(pieces, part.sequences, strict=True):
+                self.open.merge(sequence)
+                if (part.start + piece.stop) % self.steps == 0:
+                    yield self._finish_sequence()
+
+    def empty_sequences(self, count: int) -> Iterator[tuple[int, Evaluation]]:
+        """Those of `count` that have no position at all, after all blocks."""
+        while self.per_sequence and self.index < count:
+            yield self._finish_sequence()
+
+    def _finish_sequence(self) -> tuple[int, Evaluation]:
+        found = self.open.compute()
+        self.open = self._fresh(1)
+        self.index += 1
+        return self.index - 1, dataclasses.replace(found, sequence_nll=found.nll, n_sequences=min(found.n_tokens, 1))
 
     def result(self) -> Evaluation:
         """What `Evaluator.compute` would return of whole sequences."""
@@ -102,39 +162,3 @@ class _Curves:
         finite = np.isfinite(kept)
         for row, weights in enumerate((None, kept[finite], kept[finite] ** 2)):
             self.by_time[row] += np.bincount(time[finite], weights, self.n_times)
-
-
-@dataclasses.dataclass
-class _Open:
-    """The sequence whose rows are being read."""
-
-    index: int
-    evaluator: fastxent.Evaluator
-    rows: int = 0
-
-
-class PerSequence:
-    """An evaluation of each sequence for itself; `total` has all of them."""
-
-    def __init__(self, steps: int, top_k: tuple[int, ...], token_bytes: Array | None) -> None:
-        self.steps, self.top_k, self.token_bytes = steps, top_k, token_bytes
-        self.current = _Open(0, self._fresh())
-
-    def _fresh(self) -> fastxent.Evaluator:
-        return fastxent.Evaluator(top_k=self.top_k, ignore_index=None, token_bytes=self.token_bytes)
-
-    def add(self, start: int, logits: Array, counted: Counted) -> Iterator[tuple[int, Evaluation]]:
-        """Rows from `start` on; the sequences that end among them."""
-        at, stop = 0, len(logits)
-        while at < stop:
-            end = min(stop, at + self.steps - (start + at) % self.steps)
-            piece = slice(at, end)
-            self.current.evaluator.update(logits[piece], counted.targets[piece], mask=counted.valid[piece])
-            if (start + end) % self.steps == 0:
-                yield self.current.index, self._finished()
-            at = end
-
-    def _finished(self) -> Evaluation:
-        found = self.current.evaluator.compute()
-        self.current = _Open(self.current.index + 1, self._fresh())
-        return dataclasses.replace(found, sequence_nll=found.nll, n_sequences=min(found.n_tokens, 1))

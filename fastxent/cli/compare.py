@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastxent
 
 from . import _output
-from ._blocks import blocks, positions_of
+from ._blocks import Block, positions_of, scored
 from ._faults import FileFault, UsageFault
 from ._gate import check_names
 from ._options import add_common, ignored, whole
@@ -91,9 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
         out = stack.enter_context(_output.opened(arguments.output))
         nbytes = base.size * (base.dtype.itemsize + other.dtype.itemsize)
         report = stack.enter_context(progress(nbytes, arguments.quiet))
-        for start, stop, (base_rows, other_rows) in blocks([base, other], arguments.block_mb * 10**6):
-            comparison.add(base_rows, other_rows, counted.block(start, stop))
-            report(base_rows.nbytes + other_rows.nbytes)
+        parts = scored([base, other], arguments.block_mb * 10**6, counted.block, comparison.score)
+        for part in stack.enter_context(contextlib.closing(parts)):
+            comparison.add(part)
+            report(part.nbytes)
         found = comparison.result()
         if arguments.format == "table":
             _output.write(out, table(found))
@@ -111,6 +112,17 @@ def names(with_targets: bool) -> list[str]:
     return list(Comparison(0, with_targets).result())
 
 
+class Part(NamedTuple):
+    """What is known of one block: of each position that counts, and of all."""
+
+    divergence: Array
+    log_base: Array
+    log_other: Array
+    agreed: int
+    positions: int
+    nbytes: int
+
+
 class Comparison:
     """The numbers of all blocks."""
 
@@ -121,24 +133,30 @@ class Comparison:
         self.base, self.other, self.worse, self.delta = Mean(), Mean(), Mean(), Mean()
         self.deltas = Quantiles(expected if with_targets else 0)
 
-    def add(self, base: Array, other: Array, counted: Counted) -> None:
-        """A block of rows of both."""
-        valid = counted.valid
+    def score(self, block: Block, counted: Counted) -> Part:
+        """A block of rows of both; several threads may do this at once."""
+        base, other = block.rows
+        valid, threads = counted.valid, block.threads
         mask = None if counted.all_valid else valid
-        tokens = int(np.count_nonzero(valid))
-        self.tokens += tokens
-        self.masked += valid.size - tokens
-        if not tokens:
-            return
-        divergence = fastxent.kl_div(other, base, mask=mask, reduction="none")[valid].astype(np.float64)
-        self.divergence.add(divergence)
-        self.divergences.add(divergence)
+        divergence = fastxent.kl_div(other, base, mask=mask, reduction="none", num_threads=threads)
         first, second = (
-            fastxent.token_statistics(rows, counted.targets, mask=mask, ignore_index=None) for rows in (base, other)
+            fastxent.token_statistics(rows, counted.targets, mask=mask, ignore_index=None, num_threads=threads)
+            for rows in (base, other)
         )
-        self.agreed += int(np.count_nonzero((first.argmax == second.argmax) & (first.argmax >= 0) & valid))
+        agreed = int(np.count_nonzero((first.argmax == second.argmax) & (first.argmax >= 0) & valid))
+        log_base, log_other = (found.log_prob[valid].astype(np.float64) for found in (first, second))
+        nbytes = base.nbytes + other.nbytes
+        return Part(divergence[valid].astype(np.float64), log_base, log_other, agreed, valid.size, nbytes)
+
+    def add(self, part: Part) -> None:
+        """Add the next block."""
+        self.tokens += part.divergence.size
+        self.masked += part.positions - part.divergence.size
+        self.agreed += part.agreed
+        self.divergence.add(part.divergence)
+        self.divergences.add(part.divergence)
         if self.with_targets:
-            log_base, log_other = (found.log_prob[valid].astype(np.float64) for found in (first, second))
+            log_base, log_other = part.log_base, part.log_other
             self.base.add(-log_base)
             self.other.add(-log_other)
             with np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from ._blocks import blocks, positions_of
+from ._blocks import Block, positions_of, scored
 from ._faults import FileFault, UsageFault
 from ._options import add_reading
 from ._output import amount, replacing
@@ -104,17 +104,23 @@ def _write_array(out: BinaryIO, source: Source, kind: str, name: str, arguments:
 
 def _copied(source: Source, dtype: Dtype, arguments: argparse.Namespace) -> Any:
     """The elements in the type of the new file, as bytes; out of its range is a fault."""
-    with progress(source.size * source.dtype.itemsize, arguments.quiet) as report:
-        for start, _, (rows,) in blocks([source], arguments.block_mb * 10**6):
-            with np.errstate(over="ignore"):
-                values = rows.astype(dtype, copy=False)
-            if values.dtype.itemsize < rows.dtype.itemsize and dtype.kind != "i":
-                lost = np.isinf(values.astype(np.float32 if dtype.itemsize < 8 else dtype)) & np.isfinite(rows)
-                if lost.any():
-                    row = int(np.argwhere(lost)[0][0])
-                    raise FileFault(source.name, f"row {start + row} has a number beyond the range of {dtype}")
-            yield np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-            report(rows.nbytes)
+
+    def converted(block: Block, _: None) -> Array:
+        (rows,) = block.rows
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(rows.astype(dtype))  # a copy: the block is read over
+        if dtype.itemsize < rows.dtype.itemsize:
+            lost = np.isinf(values.astype(np.float32)) & np.isfinite(rows)
+            if lost.any():
+                row = block.start + int(np.argwhere(lost)[0][0])
+                raise FileFault(source.name, f"row {row} has a number beyond the range of {dtype}")
+        return values.reshape(-1).view(np.uint8)
+
+    parts = scored([source], arguments.block_mb * 10**6, lambda *_: None, converted)
+    with progress(source.size * dtype.itemsize, arguments.quiet) as report, contextlib.closing(parts):
+        for values in parts:
+            yield values.data
+            report(values.size)
 
 
 def _safetensors_header(name: str, shape: tuple[int, ...], dtype: Dtype) -> bytes:
@@ -151,21 +157,23 @@ def _write_kld(
     first = n_ctx // 2 if n_rows == n_ctx else 0
     out.write(HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunk))
     out.write(tokens.astype("<i4").data)
-    with progress(source.size * source.dtype.itemsize, arguments.quiet) as report:
-        for start, stop, (block,) in blocks([source], arguments.block_mb * 10**6):
-            time = np.arange(start, stop) % n_rows
-            kept = block[(time >= first) & (time < first + rows)]
-            _check_encodable(source, start, kept)
-            out.write(encode(kept, arguments.log_probs).data)
-            report(block.nbytes)
 
-
-def _check_encodable(source: Source, start: int, rows: Array) -> None:
-    if rows.size:
-        top = rows.astype(np.float32, copy=False).max(axis=1)
+    def encoded(block: Block, _: None) -> tuple[Array, int]:
+        time = np.arange(block.start, block.stop) % n_rows
+        kept = np.flatnonzero((time >= first) & (time < first + rows))
+        logits = block.rows[0][kept]
+        top = logits.astype(np.float32, copy=False).max(axis=1)
         if not np.isfinite(top).all():  # a NaN or +inf among them, or nothing but -inf
             row = int((~np.isfinite(top)).argmax())
-            raise FileFault(source.name, f"has a row, from {start} on, whose largest number is {top[row]}: no logits")
+            where = block.start + int(kept[row])
+            raise FileFault(source.name, f"row {where} is no row of logits: its largest number is {top[row]}")
+        return encode(logits, arguments.log_probs), block.rows[0].nbytes
+
+    parts = scored([source], arguments.block_mb * 10**6, lambda *_: None, encoded)
+    with progress(source.size * source.dtype.itemsize, arguments.quiet) as report, contextlib.closing(parts):
+        for data, nbytes in parts:
+            out.write(data.data)
+            report(nbytes)
 
 
 def _tokens(

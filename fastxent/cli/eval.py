@@ -17,13 +17,13 @@ import fastxent
 from fastxent.evaluation import Evaluation
 
 from . import _output
-from ._blocks import blocks, positions_of
+from ._blocks import positions_of, scored
 from ._faults import FileFault, UsageFault
 from ._gate import HOLDS, check_names, holding
 from ._options import add_common, ignored, numbers, whole
 from ._positions import Positions
 from ._progress import progress, warn
-from ._scores import PerSequence, Scores
+from ._scores import Scores
 from .formats import Array, Source, open_logits, open_vector, split_name
 
 HELP = "score a file of logits: perplexity, accuracy, calibration"
@@ -77,26 +77,25 @@ def run(arguments: argparse.Namespace) -> int:
         mask, lengths = (opened_vector(name, stack) for name in (arguments.mask, arguments.lengths))
         counted = Positions(logits.shape, targets, mask, lengths, arguments.ignore_index, arguments.shift)
         token_bytes = _token_bytes(arguments, logits, stack)
-        scores = Scores(counted.steps, arguments.top_k, token_bytes, bool(arguments.plot))
+        scores = Scores(counted.steps, arguments.top_k, token_bytes, bool(arguments.plot), arguments.per_sequence)
         out = stack.enter_context(_output.opened(arguments.output))
-        rows = None
-        if arguments.per_sequence:
-            rows = _Rows(out, arguments.format, PerSequence(counted.steps, arguments.top_k, token_bytes))
+        rows = _Rows(out, arguments.format)
         report = stack.enter_context(progress(logits.size * logits.dtype.itemsize, arguments.quiet))
-        for start, stop, (block,) in blocks([logits], arguments.block_mb * 10**6):
-            here = counted.block(start, stop)
-            scores.add(start, block, here)
-            if rows is not None:
-                rows.add(start, block, here)
-            report(block.nbytes)
+        parts = scored([logits], arguments.block_mb * 10**6, counted.block, scores.score)
+        for part in stack.enter_context(contextlib.closing(parts)):
+            for index, sequence in scores.add(part):
+                rows.add(index, sequence)
+            report(part.nbytes)
+        for index, sequence in scores.empty_sequences(counted.sequences):
+            rows.add(index, sequence)
         found = scores.result()
         if arguments.plot:
             _plot.draw(arguments.plot, scores, found, f"{logits.name}: {logits.describe()}")
-        if rows is not None:
+        if arguments.per_sequence:
             rows.finish(found)
         else:
             _output.write(out, _text(found, arguments.format))
-    if rows is not None or arguments.format != "table":
+    if arguments.per_sequence or arguments.format != "table":
         warn("eval", _which_mean(found), arguments.quiet)
     return judge("eval", arguments, flat(found))
 
@@ -209,21 +208,20 @@ def table(found: Evaluation) -> str:
 class _Rows:
     """A row for each sequence, written as soon as it is complete."""
 
-    def __init__(self, out: TextIO, form: str, sequences: PerSequence) -> None:
-        self.out, self.form, self.sequences, self.count = out, form, sequences, 0
+    def __init__(self, out: TextIO, form: str) -> None:
+        self.out, self.form, self.count = out, form, 0
 
-    def add(self, start: int, logits: Array, counted: Any) -> None:
-        for index, found in self.sequences.add(start, logits, counted):
-            if self.form == "json":
-                self.out.write(",\n" if self.count else "[\n")
-                self.out.write(_output.to_json({"sequence": index} | found.to_dict(), indent=False))
-            elif self.form == "csv":
-                self.out.write(_output.to_csv({"sequence": index} | flat(found), header=not self.count))
-            else:
-                if not self.count:
-                    self.out.write(_line("sequence", "scored", "masked", "loss", "perplexity", "accuracy"))
-                self._row(str(index), found)
-            self.count += 1
+    def add(self, index: int, found: Evaluation) -> None:
+        if self.form == "json":
+            self.out.write(",\n" if self.count else "[\n")
+            self.out.write(_output.to_json({"sequence": index} | found.to_dict(), indent=False))
+        elif self.form == "csv":
+            self.out.write(_output.to_csv({"sequence": index} | flat(found), header=not self.count))
+        else:
+            if not self.count:
+                self.out.write(_line("sequence", "scored", "masked", "loss", "perplexity", "accuracy"))
+            self._row(str(index), found)
+        self.count += 1
 
     def _row(self, name: str, found: Evaluation) -> None:
         shown = [_output.number(v) if not math.isnan(v) else "-" for v in (found.nll, found.perplexity, found.accuracy)]

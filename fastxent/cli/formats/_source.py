@@ -11,6 +11,7 @@ import io
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ Array = NDArray[Any]
 Dtype = np.dtype[Any]
 
 LARGEST_AXIS = 2**62
+PIECE = 2**18  # bytes that stay in the cache between two passes
+_SEEKING = threading.Lock()  # where a place cannot be read without going there
 WHOLE_LIMIT = 64 * 2**20  # bytes: what may be read in one piece
 
 
 class Source:
     """An array in a file. Subclasses read; here is what they have in common."""
+
+    parallel = False  # whether several threads may read at once
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: Dtype, stored: str | None = None) -> None:
         self.name, self.shape, self.stored = name, shape, stored or dtype.name
@@ -65,6 +70,8 @@ class Source:
 class FileSource(Source):
     """Elements one after the other in a file, from `offset` on."""
 
+    parallel = True
+
     def __init__(
         self, name: str, file: io.FileIO, offset: int, shape: tuple[int, ...], dtype: Dtype, stored: str | None = None
     ) -> None:
@@ -86,14 +93,14 @@ class Widened(Source):
 
     def __init__(self, inner: Source) -> None:
         super().__init__(inner.name, inner.shape, np.dtype(np.float32), "bfloat16")
-        self.inner = inner
-        self.halves = np.empty(0, np.uint8)
+        self.inner, self.parallel = inner, inner.parallel
 
     def read(self, start: int, stop: int, buffer: Array) -> Array:
-        if self.halves.size < 2 * (stop - start):
-            self.halves = np.empty(2 * (stop - start), np.uint8)
         wide = buffer[: 4 * (stop - start)].view(np.uint32)
-        np.left_shift(self.inner.read(start, stop, self.halves), 16, out=wide, dtype=np.uint32)
+        piece = np.empty(PIECE, np.uint8)
+        for at in range(start, stop, PIECE // 2):
+            end = min(stop, at + PIECE // 2)
+            np.left_shift(self.inner.read(at, end, piece), 16, out=wide[at - start : end - start], dtype=np.uint32)
         return wide.view(np.float32)
 
     def close(self) -> None:
@@ -102,6 +109,8 @@ class Widened(Source):
 
 class InMemory(Source):
     """A small array that had to be read in one piece."""
+
+    parallel = True
 
     def __init__(self, name: str, array: Array, stored: str) -> None:
         super().__init__(name, array.shape, array.dtype, stored)
@@ -140,14 +149,19 @@ def open_regular(name: str, path: str | os.PathLike[str]) -> tuple[io.FileIO, in
 
 
 def fill(name: str, file: io.FileIO, offset: int, view: Array) -> None:
-    """Fill `view` with the bytes of `file` from `offset` on."""
-    file.seek(offset)
+    """Fill `view` with the bytes of `file` from `offset` on; several threads may do so at once."""
     rest = view.data
     while len(rest):
-        count = file.readinto(rest)
+        if hasattr(os, "preadv"):
+            count = os.preadv(file.fileno(), [rest], offset)
+        else:
+            with _SEEKING:
+                file.seek(offset)
+                count = file.readinto(rest) or 0
         if not count:
             raise FileFault(name, f"ends {len(rest)} bytes early: it has become shorter while it was read")
         rest = rest[count:]
+        offset += count
 
 
 def checked_shape(name: str, shape: object) -> tuple[int, ...]:

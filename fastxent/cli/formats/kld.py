@@ -20,13 +20,12 @@ import numpy as np
 import fastxent
 
 from .._faults import FileFault
-from ._source import Array, Source, fill, open_regular
+from ._source import PIECE, Array, Source, fill, open_regular
 
 MAGIC = b"_logits_"
 HEADER = struct.Struct("<8sIii")
 DEPTH = 16.0  # how far below the largest logit the floor lies
 STEPS = 65535
-_PIECE = 2**18  # bytes decoded at a time: they stay in the cache between two passes
 _LARGEST_EXCESS = 1e-3  # of the probabilities above the floor: 16 bits leave 1e-5
 _LEAST = 0.02  # what a class at the floor keeps of the stored probability, where rounding leaves nothing for it
 
@@ -37,38 +36,41 @@ def row_length(n_vocab: int) -> int:
 
 
 class KldSource(Source):
-    """The log-probabilities, float32, of shape (n_chunk, n_ctx - 1 - n_ctx // 2, n_vocab); `tokens` goes with them."""
+    """The log-probabilities, float32, of shape (n_chunk, n_ctx - 1 - n_ctx // 2, n_vocab)."""
+
+    parallel = True
 
     def __init__(self, name: str, file: io.FileIO, n_ctx: int, n_vocab: int, n_chunk: int, spread: bool) -> None:
         rows = n_ctx - 1 - n_ctx // 2
         super().__init__(name, (n_chunk, rows, n_vocab), np.dtype(np.float32), "16-bit log-probabilities")
         self.file, self.spread, self.n_ctx = file, spread, n_ctx
         self.begin = HEADER.size + 4 * n_chunk * n_ctx
-        self.raw = np.empty(0, np.uint8)
 
     def read(self, start: int, stop: int, buffer: Array) -> Array:
         n_vocab = self.shape[-1]
-        first, count, width = start // n_vocab, (stop - start) // n_vocab, 2 * row_length(n_vocab)
-        if self.raw.size < count * width:
-            self.raw = np.empty(count * width, np.uint8)
-        raw = self.raw[: count * width]
-        fill(self.name, self.file, self.begin + first * width, raw)
-        rows = raw.reshape(count, width)
-        steps = rows[:, 8 : 8 + 2 * n_vocab].view("<u2")
-        scale, minimum = rows[:, :8].copy().view("<f4").T
+        width = 2 * row_length(n_vocab)
+        result = buffer[: 4 * (stop - start)].view(np.float32).reshape(-1, n_vocab)
+        step = max(1, PIECE // width)
+        raw = np.empty((min(step, len(result)), width), np.uint8)
+        for at in range(0, len(result), step):
+            out = result[at : at + step]
+            self._decode(start // n_vocab + at, raw[: len(out)], out)
+        return result.reshape(-1)
+
+    def _decode(self, first: int, raw: Array, out: Array) -> None:
+        """A few rows from `first` on, by way of `raw`."""
+        fill(self.name, self.file, self.begin + first * raw.shape[1], raw.reshape(-1))
+        steps = raw[:, 8 : 8 + 2 * self.shape[-1]].view("<u2")
+        scale, minimum = raw[:, :8].copy().view("<f4").T
         wrong = ~(np.isfinite(scale) & np.isfinite(minimum) & (scale >= 0))
         if wrong.any():
             row = int(wrong.argmax())
             raise FileFault(self.name, f"row {first + row} has the scale {scale[row]} and the minimum {minimum[row]}")
-        result = buffer[: 4 * (stop - start)].view(np.float32).reshape(count, n_vocab)
-        step = max(1, _PIECE // width)
-        for at in range(0, count, step):
-            piece = slice(at, at + step)
-            np.multiply(steps[piece], scale[piece, None], out=result[piece], dtype=np.float32, casting="same_kind")
-            result[piece] += minimum[piece, None]
-            if self.spread:
-                _spread(result[piece], steps[piece] == 0, minimum[piece].astype(np.float64))
-        return result.reshape(-1)
+        with np.errstate(over="ignore"):
+            np.multiply(steps, scale[:, None], out=out, dtype=np.float32, casting="same_kind")
+            out += minimum[:, None]
+        if self.spread:
+            _spread(out, steps == 0, minimum.astype(np.float64))
 
     def close(self) -> None:
         self.file.close()
@@ -80,7 +82,7 @@ def _spread(rows: Array, at_floor: Array, minimum: Array) -> None:
     with np.errstate(all="ignore"):
         stored = count * np.exp(minimum)
         # Of a whole that is nearly 1: the sum of all, less what is stored at the floor.
-        above = np.exp(fastxent.logsumexp(rows).astype(np.float64)) - stored
+        above = np.exp(fastxent.logsumexp(rows, num_threads=1).astype(np.float64)) - stored
         share = np.maximum(1 - above, _LEAST * stored) / count
         lower = minimum + np.log(share / np.exp(minimum))
     for row in np.flatnonzero((above <= 1 + _LARGEST_EXCESS) & (count > 0) & (lower < minimum)):
@@ -150,7 +152,7 @@ def encode(rows: Array, normalised: bool) -> Array:
     steps = out[:, 8 : 8 + 2 * n_vocab].view("<u2")
     with np.errstate(all="ignore"):
         inverse = np.where(scale > 0, 1 / scale, 0)[:, None]
-        for at in range(0, count, step := max(1, _PIECE // (4 * n_vocab))):
+        for at in range(0, count, step := max(1, PIECE // (4 * n_vocab))):
             piece = slice(at, at + step)
             quantised = (np.maximum(x[piece], low[piece, None]) - low[piece, None]) * inverse[piece]
             steps[piece] = np.minimum(np.rint(quantised), STEPS)
