@@ -38,7 +38,8 @@ def cases():
 
 
 @pytest.mark.parametrize(("page", "framework"), list(cases()))
-def test_examples(page, framework):
+def test_examples(page, framework, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     if framework:
         pytest.importorskip(framework)
     text = examples(page.read_text("utf-8"), framework)

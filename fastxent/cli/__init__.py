@@ -14,7 +14,8 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
+
+import fastxent
 
 from ._faults import FileFault, UsageFault, one_line
 from ._output import discard_stdout
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Softmax cross-entropy and its kin on the CPU.",
         epilog="fastxent COMMAND --help says what a command does, with examples.",
     )
-    parser.add_argument("--version", action="version", version=f"fastxent {version('fastxent')}")
+    parser.add_argument("--version", action="version", version=f"fastxent {fastxent.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"{__name__}.{name}")

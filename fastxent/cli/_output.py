@@ -101,7 +101,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number for a table."""
     if value is None:
         return "-"
-    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e7:
+    if value and math.isfinite(value) and not 0.1 <= abs(value) < 1e7:
         return f"{value:.{digits}g}"
     return f"{value:.{digits}f}"
 

@@ -16,7 +16,7 @@ from .formats import Array
 
 LIMIT = 10**7
 ERROR = 1e-3
-SMALLEST, LARGEST = 1e-14, 1e6
+SMALLEST, LARGEST = 1e-14, 1e39  # as large as a float32
 _LOG_FACTOR = math.log((1 + ERROR) / (1 - ERROR))
 _FIRST = math.ceil(math.log(SMALLEST) / _LOG_FACTOR)
 _N_BUCKETS = math.ceil(math.log(LARGEST) / _LOG_FACTOR) - _FIRST + 1

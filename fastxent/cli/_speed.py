@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ _ROUNDS = 5
 
 def measure(nbytes: int) -> list[dict[str, Any]]:
     """A plain read by as many threads as fastxent uses, and forward passes over as many bytes; taken in turn."""
+    from concurrent.futures import ThreadPoolExecutor
+
     rng = np.random.default_rng(0)
     rows = max(1, nbytes // (4 * _CLASSES))
     logits = np.empty((rows, _CLASSES), np.float32)

@@ -6,7 +6,6 @@ Something to paste into a bug report. It takes a few seconds and 256 MB of memor
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from typing import Any
@@ -62,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _packages() -> dict[str, str]:
     """Versions of what is optional, where it is installed."""
+    import importlib.metadata
+
     found = {}
     for name in OPTIONAL:
         try:

@@ -6,8 +6,8 @@ even number: log-probability = scale q + minimum. All little-endian.
 
 Whatever lies more than 16 below the largest logit is stored at 16 below, so q = 0 is a floor, not a value, and a row's
 probabilities add up to more than 1: by over 1 % for a large vocabulary, most of which is at the floor. For scoring
-(`spread`), the classes at the floor get together what the others leave, which makes the row a distribution again and
-every class above the floor exactly what was stored. Else a row is given as it is stored.
+(`spread`), where that is more than 0.01 %, the classes at the floor get together what the others leave, which makes the
+row a distribution again and every class above the floor exactly what was stored. Else a row is given as it is stored.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ HEADER = struct.Struct("<8sIii")
 DEPTH = 16.0  # how far below the largest logit the floor lies
 STEPS = 65535
 _LARGEST_EXCESS = 1e-3  # of the probabilities above the floor: 16 bits leave 1e-5
+_LEAST_EXCESS = 1e-4  # of a floor that is worth the trouble
 _LEAST = 0.02  # what a class at the floor keeps of the stored probability, where rounding leaves nothing for it
 
 
@@ -70,7 +71,8 @@ class KldSource(Source):
             np.multiply(steps, scale[:, None], out=out, dtype=np.float32, casting="same_kind")
             out += minimum[:, None]
         if self.spread:
-            _spread(out, steps == 0, minimum.astype(np.float64))
+            deep = scale * np.float32(STEPS) > DEPTH * (1 - 1e-5)  # else nothing was cut off
+            _spread(out, (steps == 0) & deep[:, None], minimum.astype(np.float64))
 
     def close(self) -> None:
         self.file.close()
@@ -85,7 +87,7 @@ def _spread(rows: Array, at_floor: Array, minimum: Array) -> None:
         above = np.exp(fastxent.logsumexp(rows, num_threads=1).astype(np.float64)) - stored
         share = np.maximum(1 - above, _LEAST * stored) / count
         lower = minimum + np.log(share / np.exp(minimum))
-    for row in np.flatnonzero((above <= 1 + _LARGEST_EXCESS) & (count > 0) & (lower < minimum)):
+    for row in np.flatnonzero((above <= 1 + _LARGEST_EXCESS) & (stored > _LEAST_EXCESS) & (lower < minimum)):
         rows[row, at_floor[row]] = lower[row]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,10 @@ class _Archive(io.FileIO):
     """A file that does not hand out more than a directory's worth in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or size < 0 or size > _LONGEST_DIRECTORY:
-            raise zipfile.BadZipFile(f"a piece of {size} bytes is asked for")
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - self.tell()
+        if size > _LONGEST_DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes")
         return super().read(size) or b""
 
 
