@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,11 @@ def open_zarr(name: str, path: str, complete: bool) -> Source:
     folder = Path(path)
     if not folder.is_dir():
         raise FileFault(name, "is no folder of a zarr array" if folder.exists() else "No such file or directory")
-    _judge(name, folder)
+    n_chunks = _judge(name, folder)
+    if complete:
+        there = sum(_is_chunk(file) for _, _, files in os.walk(folder) for file in files)
+        if there < n_chunks:
+            raise FileFault(name, f"has {there} of {n_chunks} chunks: it is not complete")
     try:
         import zarr
     except ImportError as error:
@@ -90,18 +95,17 @@ def open_zarr(name: str, path: str, complete: bool) -> Source:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             array = zarr.open_array(str(folder), mode="r")
-            source = ZarrSource(name, array)
-            if complete and array.nchunks_initialized != array.nchunks:
-                raise FileFault(name, f"has {array.nchunks_initialized} of {array.nchunks} chunks: it is not complete")
-    except FileFault:
-        raise
+            return ZarrSource(name, array)
     except Exception as error:
         raise FileFault(name, f"is no zarr array that can be read: {type(error).__name__}: {error}") from error
-    return source
 
 
-def _judge(name: str, folder: Path) -> None:
-    """Look at the metadata, of version 3 or 2, without the package."""
+def _is_chunk(file: str) -> bool:
+    return not file.startswith(".") and file != "zarr.json"
+
+
+def _judge(name: str, folder: Path) -> int:
+    """Look at the metadata, of version 3 or 2, without the package; the number of chunks that there should be."""
     meta = _metadata(name, folder / "zarr.json")
     if meta is not None:
         if meta.get("node_type") != "array":
@@ -129,6 +133,7 @@ def _judge(name: str, folder: Path) -> None:
         raise FileFault(name, f"has chunks of shape {chunk} for an array of shape {shape}")
     if math.prod(chunk) * itemsize > _LARGEST_CHUNK:
         raise FileFault(name, f"has chunks of {math.prod(chunk) * itemsize} bytes; at most {_LARGEST_CHUNK} are read")
+    return math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True))
 
 
 def _judge_codecs(name: str, codecs: Any) -> None:
