@@ -15,6 +15,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import numpy as np
+
 import fastxent
 
 from ._faults import FileFault, UsageFault, one_line
@@ -52,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        code: int = arguments.run(arguments)
+        with np.errstate(all="ignore"):  # infinities and NaN speak for themselves in the result
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

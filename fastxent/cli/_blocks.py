@@ -178,11 +178,12 @@ class _Work(Generic[About, Result]):
 
     def _finish(self, start: int, stop: int, about: About, rows: list[Array | None], buffers: list[Array]) -> Result:
         """Read the rest of a block and score it."""
-        whole = [
-            self._read(source, start, stop, buffer) if read is None else read
-            for source, buffer, read in zip(self.sources, buffers, rows, strict=True)
-        ]
-        return self.score(Block(start, stop, whole, self.threads), about)
+        with np.errstate(all="ignore"):  # infinities and NaN speak for themselves in the result
+            whole = [
+                self._read(source, start, stop, buffer) if read is None else read
+                for source, buffer, read in zip(self.sources, buffers, rows, strict=True)
+            ]
+            return self.score(Block(start, stop, whole, self.threads), about)
 
     def _read(self, source: Source, start: int, stop: int, buffer: Array) -> Array:
         classes = source.shape[-1]

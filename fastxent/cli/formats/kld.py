@@ -71,7 +71,7 @@ class KldSource(Source):
             np.multiply(steps, scale[:, None], out=out, dtype=np.float32, casting="same_kind")
             out += minimum[:, None]
         if self.spread:
-            deep = scale * np.float32(STEPS) > DEPTH * (1 - 1e-5)  # else nothing was cut off
+            deep = scale > DEPTH / STEPS * (1 - 1e-5)  # else nothing was cut off
             _spread(out, (steps == 0) & deep[:, None], minimum.astype(np.float64))
 
     def close(self) -> None:

@@ -1,0 +1,277 @@
+"""The commands around the scores: exit codes, streams, gates, doctor, memory, Ctrl-C, and the page that shows them."""
+
+import contextlib
+import doctest
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cli_files as files
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.cli import COMMANDS, _progress, doctor, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "evaluation.md"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logits, targets = files.model()
+    np.save("x.npy", logits)
+    np.save("t.npy", targets)
+
+
+# Exit codes and streams
+
+@pytest.mark.parametrize(("conditions", "code"), [
+    ([], 0), (["ppl>1e9"], 0), (["ppl>0"], 3), (["perplexity >= 0"], 3), (["nll<100"], 3), (["n_masked!=0"], 0),
+    (["n_tokens==60"], 3), (["top_5_accuracy<=0"], 0), (["ppl>1e9", "accuracy>=0"], 3), (["bits_per_byte>1"], 1),
+    (["top_7_accuracy>1"], 2), (["nothing>1"], 2),
+])
+def test_gates(capsys, conditions, code):
+    arguments = [part for text in conditions for part in ("--fail-if", text)]
+    assert main(["eval", "x.npy", "t.npy", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert ("perplexity" in out) == (code != 2)
+    assert err.count("\n") == (code > 0)
+    assert (" holds: " in err) == (code == 3)
+
+
+def test_gates_of_compare(capsys):
+    np.save("y.npy", np.load("x.npy") + 1)
+    assert main(["compare", "x.npy", "y.npy", "--fail-if", "kl_p99.9>0.1"]) == 0
+    assert main(["compare", "x.npy", "y.npy", "--fail-if", "top1_agreement>=1"]) == 3
+    assert main(["compare", "x.npy", "y.npy", "--fail-if", "nll_base>1"]) == 2  # there are no targets
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [
+    "eval", "eval x.npy t.npy --fail-if ppl", "eval x.npy t.npy --fail-if ppl>x", "eval x.npy t.npy --fail-if ppl>nan",
+    "eval x.npy t.npy --format xml", "eval x.npy t.npy --shift -1", "eval x.npy t.npy --top-k 0",
+    "eval x.npy t.npy --top-k a", "eval x.npy t.npy --block-mb 0", "eval x.npy t.npy --block-mb 1000",
+    "eval x.npy t.npy --ignore-index x", "compare x.npy", "convert x.npy", "convert x.npy y.npy --dtype int8",
+    "doctor more", "doctor --mb x",
+])
+def test_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments.split())
+    assert exit_info.value.code == 2
+    assert "usage: fastxent" in capsys.readouterr().err
+
+
+def test_usage_that_needs_the_files(capsys):
+    np.save("flat.npy", np.zeros((3, 4)))
+    np.save("one.npy", np.zeros(3, int))
+    assert main(["eval", "flat.npy", "one.npy", "--shift", "1"]) == 2
+    assert main(["eval", "flat.npy", "one.npy", "--lengths", "one.npy"]) == 2
+    assert capsys.readouterr().err.count("needs logits with a batch axis") == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(capsys, command):
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    if command != "demo":
+        assert "examples:" in out
+        assert "exit code" in out
+
+
+def test_output_file_is_whole_or_not_there(capsys):
+    assert main(["eval", "x.npy", "t.npy", "-o", "scores.json", "--format", "json", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    before = Path("scores.json").read_text()
+    assert json.loads(before)["n_tokens"] == 60
+    Path("x.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    assert main(["eval", "x.npy", "t.npy", "-o", "scores.json", "--quiet"]) == 1
+    assert Path("scores.json").read_text() == before
+    assert not list(Path().glob(".scores*"))
+    assert main(["eval", "x.npy", "t.npy", "-o", "no/such/folder.json"]) == 1
+    capsys.readouterr()
+
+
+def test_progress_is_for_terminals(capsys, monkeypatch):
+    with _progress.progress(100, quiet=False) as report:
+        report(50)
+    assert capsys.readouterr() == ("", "")
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with _progress.progress(100, quiet=True) as report:
+        report(50)
+    assert capsys.readouterr() == ("", "")
+    with _progress.progress(100, quiet=False) as report:
+        report(50)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "B/s" in err
+
+
+@pytest.mark.parametrize("gate", [[], ["--fail-if", "ppl>0"]])
+def test_a_reader_that_leaves(gate):
+    """Nothing is said, and the gate is judged all the same."""
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([*files.COMMAND, "eval", "x.npy", "t.npy", "--quiet", *gate], stdout=write,
+                         stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert run.returncode == (3 if gate else 0)
+    assert run.stderr == ("fastxent eval: ppl>0 holds: perplexity is " + run.stderr[42:] if gate else "")
+
+
+def sparse(shape, dtype):
+    """A file of zeros that takes no room on the disk."""
+    with open("large.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        )
+        file.truncate(file.tell() + int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_interrupt_is_one_line():
+    sparse((10**6, 50000), "f2")
+    np.save("large_t.npy", np.zeros(10**6, np.int8))
+    process = subprocess.Popen([*files.COMMAND, "eval", "large.npy", "large_t.npy"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (out, err) == ("", "fastxent eval: interrupted\n")
+
+
+LIMITED = """
+import resource, sys
+from fastxent.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ru_maxrss in kilobytes")
+@pytest.mark.parametrize("kind", ["npy", "npz", "kld", "compare"])
+def test_memory_does_not_grow_with_the_file(kind):
+    """300 MB (FASTXENT_LARGE_MB for more) within 250 MB, of which Python and NumPy take 60, and within 700 MB for 2 GB."""
+    nbytes = int(os.environ.get("FASTXENT_LARGE_MB", 300)) * 10**6
+    rows, classes = nbytes // (4 * 32768), 32768
+    sparse((rows, classes), "f4")
+    np.save("large_t.npy", np.zeros(rows, np.int64))
+    arguments = ["eval", "large.npy", "large_t.npy"]
+    if kind == "npz":
+        import zipfile
+
+        with zipfile.ZipFile("large.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.write("large.npy")
+        arguments[1] = "large.npz"
+    elif kind == "kld":
+        Path("large.npy").unlink()
+        with open("large.kld", "wb") as file:
+            file.write(b"_logits_" + np.array([3, classes, 2 * rows], "<i4").tobytes())
+            file.truncate(20 + 4 * 3 * 2 * rows + 2 * rows * 2 * (classes + 4))
+        arguments = ["eval", "large.kld"]
+    elif kind == "compare":
+        arguments = ["compare", "large.npy", "large.npy", "large_t.npy"]
+    run = subprocess.run([sys.executable, "-P", "-c", LIMITED, *arguments, "--quiet"], capture_output=True, text=True,
+                         check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stderr) < 250 * 1000, run.stderr
+
+
+# doctor
+
+def test_doctor(capsys):
+    assert main(["doctor", "--mb", "20"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for words in ("instruction_set ", "num_threads_reason", "GB/s", "of the plain read", "padding"):
+        assert words in out
+    assert "WRONG" not in out
+    assert main(["doctor", "--mb", "0", "--format", "json", "-o", "d.json"]) == 0
+    found = json.loads(Path("d.json").read_text())
+    assert found["config"] == fastxent.show_config("dict")
+    assert found["speed"] == []
+    assert all(check["right"] for check in found["checks"])
+    assert len(found["checks"]) > 10
+
+
+def test_doctor_names_thread_pools(capsys):
+    pytest.importorskip("threadpoolctl")
+    assert main(["doctor", "--mb", "0", "--format", "json"]) == 0
+    pools = json.loads(capsys.readouterr().out)["thread_pools"]
+    assert all({"internal_api", "num_threads"} <= set(pool) for pool in pools)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "softmax", "token_statistics", "kl_div"])
+def test_doctor_finds_a_wrong_answer(capsys, monkeypatch, name):
+    right = getattr(fastxent, name)
+
+    def wrong(*arguments, **options):
+        found = right(*arguments, **options)
+        return tuple(part + 1 for part in found) if isinstance(found, tuple) else found * 1.0001
+
+    monkeypatch.setattr(fastxent, name, wrong)
+    assert main(["doctor", "--mb", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert "WRONG" in out
+    assert f"wrong answers: {name}, float32" in err
+
+
+def test_doctor_survives_an_error(capsys, monkeypatch):
+    monkeypatch.setattr(fastxent, "softmax", lambda *_: 1 / 0)
+    monkeypatch.setattr(doctor, "_thread_pools", lambda: None)
+    assert main(["doctor", "--mb", "0"]) == 1
+    out, _ = capsys.readouterr()
+    assert "ZeroDivisionError" in out
+    assert "needs threadpoolctl" in out
+
+
+# The page
+
+def same(found, printed):
+    """Equal words, and numbers that agree in the digits that every instruction set gets right."""
+    assert len(found.split()) == len(printed.split()), found
+    for one, two in zip(found.split(), printed.split(), strict=True):
+        try:
+            assert float(one) == pytest.approx(float(two), rel=2e-3, abs=2e-7)
+        except ValueError:
+            assert one == two
+
+
+def test_every_command_of_the_page():
+    pytest.importorskip("matplotlib")
+    text = PAGE.read_text("utf-8")
+    names = {}
+    for fence in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(doctest.script_from_examples(fence[1]), names)
+    code, count = 0, 0
+    for fence in re.finditer(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for command, printed in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", fence[1], re.MULTILINE):
+            if command == "echo $?":
+                assert int(printed) == code
+                continue
+            program, *arguments = shlex.split(command)
+            assert program == "fastxent"
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main(arguments)
+            assert code in (0, 3), err.getvalue()
+            same(out.getvalue(), printed)
+            count += 1
+    assert count >= 8
+    for name in "rows.csv", "scores.png", "base.kld", "half.npy", "compared.json", "scores.txt":
+        assert Path(name).stat().st_size
+    np.testing.assert_array_equal(np.load("same_tokens.npy"), np.load("tokens.npy"))
