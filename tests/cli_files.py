@@ -108,7 +108,8 @@ def expected_scores(logits, targets, valid, top_k=(1, 5), bins=15):
         "perplexity": np.exp(kept.mean()),
         "bits_per_token": kept.mean() / np.log(2), "bits_per_byte": None, "accuracy": (rank == 0).mean(),
         "top_k_accuracy": {str(k): (rank < k).mean() for k in top_k}, "entropy": entropy.mean(), "ece": ece,
-        "sequence_nll": np.mean(rows), "n_tokens": kept.size, "n_masked": valid.size - kept.size, "n_sequences": len(rows),
+        "sequence_nll": np.mean(rows), "n_tokens": kept.size, "n_masked": valid.size - kept.size,
+        "n_sequences": len(rows),
     }
 
 

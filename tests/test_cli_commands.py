@@ -165,7 +165,7 @@ sys.exit(code)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ru_maxrss in kilobytes")
 @pytest.mark.parametrize("kind", ["npy", "npz", "kld", "compare"])
 def test_memory_does_not_grow_with_the_file(kind):
-    """300 MB (FASTXENT_LARGE_MB for more) within 250 MB, of which Python and NumPy take 60, and within 700 MB for 2 GB."""
+    """300 MB (FASTXENT_LARGE_MB for more) within 250 MB."""
     nbytes = int(os.environ.get("FASTXENT_LARGE_MB", 300)) * 10**6
     rows, classes = nbytes // (4 * 32768), 32768
     sparse((rows, classes), "f4")

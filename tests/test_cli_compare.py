@@ -137,7 +137,8 @@ def test_shapes_must_agree(capsys):
     np.save("a.npy", base)
     np.save("b.npy", other[:, :-1])
     assert main(["compare", "a.npy", "b.npy"]) == 1
-    assert capsys.readouterr().err.startswith("fastxent compare: b.npy: float32 of shape (4, 29, 50) does not fit a.npy")
+    err = capsys.readouterr().err
+    assert err.startswith("fastxent compare: b.npy: float32 of shape (4, 29, 50) does not fit a.npy")
 
 
 def test_nan_is_not_hidden(capsys):
@@ -270,7 +271,8 @@ def test_what_cannot_be_converted_leaves_nothing(capsys, tmp_path):
     assert main(["convert", "x.npy", "y.npy", "--dtype", "float16"]) == 1
     assert "row 44 has a number beyond the range of float16" in capsys.readouterr().err
     for arguments, code in (
-        (["x.npy", "x.npy"], 2), (["x.npy", "y.npz"], 2), (["x.npy", "y.kld"], 2), (["x.npy", "y.npy", "--log-probs"], 2),
+        (["x.npy", "x.npy"], 2), (["x.npy", "y.npz"], 2), (["x.npy", "y.kld"], 2),
+        (["x.npy", "y.npy", "--log-probs"], 2),
         (["x.npy", "y.kld", "--tokens", "x.npy"], 1), (["x.npy", "y.kld", "--dtype", "float16"], 2),
         (["x.npy", "y.npy", "--tokens", "t.npy"], 2), (["tokens.npy", "y.kld", "--tokens", "tokens.npy"], 1),
     ):

@@ -108,6 +108,22 @@ def test_blocks_end_anywhere(capsys, monkeypatch, block_rows, threads):
     files.assert_scores(found, wanted, rel=1e-12)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 11, 12, 20])
+@pytest.mark.parametrize("mask", [True, False])
+def test_shift_does_not_reach_into_the_next_sequence(capsys, monkeypatch, shift, mask):
+    logits, targets = files.model()
+    write(logits, targets)
+    np.save("m.npy", np.arange(60).reshape(5, 12) % 5 > 0)
+    monkeypatch.setattr("fastxent.cli._blocks._rows_at_a_time", lambda *_: 7)
+    arguments = ["--mask", "m.npy"] if mask else []
+    found = run_json(capsys, "x.npy", "t.npy", "--shift", str(shift), *arguments)
+    evaluator = fastxent.Evaluator(shift=shift)
+    evaluator.update(logits, targets, mask=np.load("m.npy") if mask else None)
+    wanted = evaluator.compute().to_dict()
+    for name in "nll", "accuracy", "ece", "sequence_nll", "n_tokens", "n_masked", "n_sequences":
+        assert found[name] == (None if wanted[name] != wanted[name] else pytest.approx(wanted[name], rel=1e-12))
+
+
 @pytest.mark.parametrize("mask", [np.array([1, 0, 2, 0] * 3), np.array([[1], [0], [1], [1], [0]], bool), np.int8(1)])
 def test_masks_broadcast(capsys, mask):
     logits, targets = files.model()

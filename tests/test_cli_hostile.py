@@ -1,6 +1,6 @@
 """Broken and hostile files: one line that names file and fault, exit code 1, no memory taken, nothing loaded.
 
-Mutations are seeded, at least 3 000 a format. FASTXENT_MUTATIONS=100000 makes it so many.
+Mutations are seeded, 3 000 a format. FASTXENT_MUTATIONS=100000 makes it so many.
 """
 
 import io
@@ -261,8 +261,8 @@ def test_other_things_than_files(capsys):
     ("t", TARGETS[:-1], "does not fit the logits"),
     ("t", TARGETS.astype(float), "targets are class indices"),
     ("t", TARGETS > 3, "targets are class indices"),
-    ("t", np.where(TARGETS == TARGETS[2, 3], 11, TARGETS), "is 11, outside [0, 11)"),
-    ("t", np.where(TARGETS == TARGETS[0, 0], -1, TARGETS), "the target at (0, 0) is -1, outside [0, 11)"),
+    ("t", np.where(TARGETS[2, 3] == TARGETS, 11, TARGETS), "is 11, outside [0, 11)"),
+    ("t", np.where(TARGETS[0, 0] == TARGETS, -1, TARGETS), "the target at (0, 0) is -1, outside [0, 11)"),
     ("t", np.full((4, 7), 2**63 + 5, np.uint64), "is 9223372036854775813, outside"),
     ("mask", np.ones((4, 6), bool), "does not fit the logits' positions"),
     ("mask", np.ones((4, 7)), "a mask is of booleans or integers"),
@@ -371,7 +371,7 @@ def run_mutations(name, data, path, count=MUTATIONS):
     score(name)  # what is imported on the way is not of a file
     rng = np.random.default_rng(sum(map(ord, name)))
     outcomes = {"scored": 0, "fault": 0}
-    measured = np.random.default_rng(1).random(count) < 0.1  # tracemalloc makes everything slow
+    measured = np.random.default_rng(1).random(count) < 0.03  # tracemalloc makes everything slow
     for number in range(count):
         changed = mutated(data, rng)
         path.write_bytes(changed)
@@ -390,7 +390,8 @@ def run_mutations(name, data, path, count=MUTATIONS):
 @pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "kld"])
 def test_mutations(kind):
     data = {
-        "npy": GOOD, "npz": files.npz(True, x=LOGITS), "safetensors": files.safetensors(x=LOGITS, y=TARGETS), "kld": KLD,
+        "npy": GOOD, "npz": files.npz(True, x=LOGITS), "safetensors": files.safetensors(x=LOGITS, y=TARGETS),
+        "kld": KLD,
     }[kind]
     name = f"bad.{kind}:x" if kind in ("npz", "safetensors") else f"bad.{kind}"
     Path(f"bad.{kind}").write_bytes(data)
@@ -405,15 +406,15 @@ def test_mutations(kind):
 def test_mutations_of_zarr(version):
     meta = zarr_array("bad.zarr", version)
     assert score("bad.zarr") == "scored"
-    outcomes = run_mutations("bad.zarr", meta.read_bytes(), meta, MUTATIONS // 2)
-    assert outcomes["fault"] > MUTATIONS / 8
+    outcomes = run_mutations("bad.zarr", meta.read_bytes(), meta, MUTATIONS // 4)
+    assert outcomes["fault"] > MUTATIONS / 16
     meta.unlink()
     meta = zarr_array("two.zarr", version)
     chunk = Path("two.zarr", "c/1/0/0" if version == 3 else "1.0.0")
     data = chunk.read_bytes()
     assert score("two.zarr") == "scored"
-    outcomes = run_mutations("two.zarr", data, chunk, MUTATIONS // 2)
-    assert outcomes["fault"] > MUTATIONS / 8
+    outcomes = run_mutations("two.zarr", data, chunk, MUTATIONS // 4)
+    assert outcomes["fault"] > MUTATIONS / 16
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs file descriptors in order")

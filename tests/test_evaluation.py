@@ -84,6 +84,17 @@ def test_batches_shift_and_mask(engine):
         assert_close(e.compute(), expected(*(np.concatenate(part) for part in zip(*kept, strict=True))))
 
 
+def test_update_and_statistics_is_both():
+    logits, targets, lengths = batch()
+    one, two = evaluator(shift=1), evaluator(shift=1)
+    one.update(logits, targets, lengths=lengths)
+    found = two.update_and_statistics(logits, targets, lengths=lengths)
+    assert one.state_dict() == two.state_dict()
+    wanted = fastxent.token_statistics(logits, targets, lengths=lengths, shift=1)
+    for name in wanted._fields:
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+
+
 def test_shapes():
     """One axis of positions: each is a sequence; none: one position."""
     logits, targets, _ = batch()
