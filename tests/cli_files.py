@@ -4,10 +4,17 @@ import io
 import json
 import struct
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fastxent
+from fastxent.cli import _faults
+from fastxent.cli._blocks import positions_of, scored
+from fastxent.cli._positions import Positions
+from fastxent.cli._scores import Scores
+from fastxent.cli.formats import open_logits, open_vector
 
 COMMAND = [sys.executable, "-P", "-m", "fastxent.cli"]  # -P: the package installed, not the folder we may stand in
 CODES = {"float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "int64": "I64", "bool": "BOOL"}
@@ -69,6 +76,14 @@ def stored_log_probs(data):
     return tokens, scale[..., None] * raw[..., 4 : 4 + n_vocab] + minimum[..., None]
 
 
+def zarr_array(path, logits, version=3):
+    """An array in two chunks; the file of its metadata."""
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(path, shape=logits.shape, chunks=(2, 7, 11), dtype="f2", zarr_format=version)
+    array[:] = logits
+    return Path(path, "zarr.json" if version == 3 else ".zarray")
+
+
 def model(shape=(5, 12, 37), dtype="float32", seed=0):
     """Logits that know something of their targets, and the targets."""
     rng = np.random.default_rng(seed)
@@ -122,3 +137,27 @@ def assert_scores(found, expected, rel=3e-6):
             assert found[name] is None
         else:
             np.testing.assert_allclose(found[name], value, rel, 1e-8, err_msg=name)
+
+
+def score(name):
+    """What eval does with a file, without the command around it; "scored", or the fault."""
+    try:
+        logits, own = open_logits(name)
+    except (_faults.FileFault, _faults.UsageFault) as error:
+        return str(error)
+    targets = None
+    try:
+        positions_of([logits])
+        targets = own or open_vector("t.npy")
+        counted = Positions(logits.shape, targets)
+        scores = Scores(counted.steps, (1, 5), None, False, False)
+        for part in scored([logits], 10**6, counted.block, scores.score):
+            list(scores.add(part))
+        scores.result()
+        return "scored"
+    except (_faults.FileFault, _faults.UsageFault) as error:
+        return str(error)
+    finally:
+        logits.close()
+        if targets is not None:
+            targets.close()

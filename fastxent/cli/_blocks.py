@@ -19,6 +19,7 @@ from ._faults import FileFault
 from .formats import Array, Source
 
 _LARGEST_ROW = 64 * 2**20
+_MOST_ROWS = 2**17  # of a block: what is known of a position takes some 200 bytes meanwhile
 _MOST_WORKERS = 8
 _MOST_HELD = 256 * 10**6  # bytes of all blocks that are being scored
 
@@ -79,11 +80,11 @@ def scored(
 
 def _rows_at_a_time(sources: Sequence[Source], block_bytes: int) -> int:
     row_bytes = sum(source.shape[-1] * source.dtype.itemsize for source in sources)
-    step = max(1, block_bytes // row_bytes)
+    step = max(1, min(block_bytes // row_bytes, _MOST_ROWS))
     wanted = max(source.row_step for source in sources)
     if step > wanted:
         return step - step % wanted
-    return wanted if wanted * row_bytes <= 4 * block_bytes else step
+    return wanted if wanted * row_bytes <= 4 * block_bytes and wanted <= _MOST_ROWS else step
 
 
 class _Failure(NamedTuple):

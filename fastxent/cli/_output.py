@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from ._faults import FileFault
+
 FORMATS = ("table", "json", "csv")
 
 
@@ -34,7 +36,10 @@ def replacing(target: Path) -> Iterator[Path]:
     if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to replace
         yield target
         return
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise FileFault(target, f"cannot be written: {error.strerror}") from error
     os.close(handle)
     part = Path(name)
     try:

@@ -35,6 +35,13 @@ examples:
   fastxent eval logits.npy targets.npy --format json -o scores.json --plot scores.png
   fastxent eval logits.npy targets.npy --fail-if 'ppl>8.2' --fail-if 'accuracy<0.5'
 
+names (json, csv, --fail-if):
+  nll, nll_stderr, perplexity, bits_per_token, bits_per_byte      loss in nats, its standard error, exp, in bits
+  accuracy, top_k_accuracy (csv, --fail-if: top_5_accuracy)       target among the k most likely classes
+  entropy, ece                      of the predictions, nats; expected calibration error, 15 bins
+  sequence_nll                      mean of the sequences' own mean losses
+  n_tokens, n_masked, n_sequences   positions scored, positions left out, sequences with a scored position
+
 Every mean is over the positions that count (valid positions): those that the mask and the lengths keep, whose target
 is not the ignored index. Only sequence_nll gives each sequence the same weight.
 

@@ -53,9 +53,9 @@ class Source:
         raise AssertionError(f"{type(self).__name__} does not read")
 
     def whole(self) -> Array:
-        """The whole of a small array, in its shape."""
-        if self.size * self.dtype.itemsize > WHOLE_LIMIT:
-            raise FileFault(self.name, f"{self.describe()} is too large for what it is needed for")
+        """The whole of an array that is small beside the logits, in its shape."""
+        if self.size * self.dtype.itemsize > 4 * WHOLE_LIMIT:
+            raise FileFault(self.name, f"{self.describe()} takes more than the {4 * WHOLE_LIMIT} bytes that are kept")
         buffer = np.empty(self.size * self.dtype.itemsize, np.uint8)
         return self.read(0, self.size, buffer).reshape(self.shape)
 
