@@ -216,6 +216,16 @@ def test_zarr(capsys, name):
     assert said in fault(capsys, "eval", "bad.zarr", "t.npy")
 
 
+@pytest.mark.parametrize("codec", ["zstd", "gzip"])
+def test_zarr_chunks_that_unpack_to_too_much(capsys, codec):
+    zarr = pytest.importorskip("zarr")
+    compressor = getattr(zarr.codecs, f"{codec.capitalize()}Codec")()
+    for path, rows in ("bomb.zarr", 10**7), ("bad.zarr", 100):
+        zarr.create_array(path, shape=(rows, 2), chunks=(rows, 2), dtype="f2", compressors=compressor)[:] = 1
+    os.replace("bomb.zarr/c/0/0", "bad.zarr/c/0/0")
+    assert "c/0/0 unpacks to 40000000 bytes; a chunk has 400" in fault(capsys, "eval", "bad.zarr", "t.npy")
+
+
 def test_zarr_chunks(capsys):
     files.zarr_array("bad.zarr", LOGITS)
     chunk = Path("bad.zarr/c/1/0/0")

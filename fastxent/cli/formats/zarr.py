@@ -10,6 +10,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ _TYPES = {f"{kind}{size}" for kind, sizes in (("float", (16, 32, 64)), ("int", (
 _CODES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 # Everything else that numcodecs offers is refused: some of it runs code from the file.
 _CODECS = {
-    "bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed", "zlib", "lz4", "bz2", "lzma",
-    "shuffle", "delta", "fixedscaleoffset",
+    "bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed", "zlib", "lz4", "shuffle",
+    "delta", "fixedscaleoffset",
 }
 
 
@@ -82,11 +83,15 @@ def open_zarr(name: str, path: str, complete: bool) -> Source:
     folder = Path(path)
     if not folder.is_dir():
         raise FileFault(name, "is no folder of a zarr array" if folder.exists() else "No such file or directory")
-    n_chunks = _judge(name, folder)
-    if complete:
-        there = sum(_is_chunk(file) for _, _, files in os.walk(folder) for file in files)
-        if there < n_chunks:
-            raise FileFault(name, f"has {there} of {n_chunks} chunks: it is not complete")
+    n_chunks, nbytes = _judge(name, folder)
+    there = 0
+    for chunk in _chunk_files(folder):
+        there += 1
+        unpacked = _claimed_size(chunk)
+        if unpacked > 2 * nbytes + 2**16:
+            raise FileFault(name, f"{chunk.relative_to(folder)} unpacks to {unpacked} bytes; a chunk has {nbytes}")
+    if complete and there < n_chunks:
+        raise FileFault(name, f"has {there} of {n_chunks} chunks: it is not complete")
     try:
         import zarr
     except ImportError as error:
@@ -100,12 +105,31 @@ def open_zarr(name: str, path: str, complete: bool) -> Source:
         raise FileFault(name, f"is no zarr array that can be read: {type(error).__name__}: {error}") from error
 
 
-def _is_chunk(file: str) -> bool:
-    return not file.startswith(".") and file != "zarr.json"
+def _chunk_files(folder: Path) -> Iterator[Path]:
+    for place, _, files in os.walk(folder):
+        yield from (Path(place, file) for file in files if not file.startswith(".") and file != "zarr.json")
 
 
-def _judge(name: str, folder: Path) -> int:
-    """Look at the metadata, of version 3 or 2, without the package; the number of chunks that there should be."""
+def _claimed_size(path: Path) -> int:
+    """How large a compressed chunk says that it is unpacked, where its format says so (zstd, gzip); else 0.
+
+    The other codecs do not take more than they are told, or at most a thousand times the size of the file (zlib).
+    """
+    with path.open("rb") as file:
+        start = file.read(18)
+        if start[:4] == b"\x28\xb5\x2f\xfd" and len(start) > 5:
+            flag, single = start[4] >> 6, start[4] >> 5 & 1
+            at = 5 + (not single) + (0, 1, 2, 4)[start[4] & 3]
+            width = (single, 2, 4, 8)[flag]
+            return int.from_bytes(start[at : at + width], "little") + (256 if width == 2 else 0)
+        if start[:3] == b"\x1f\x8b\x08" and len(start) == 18:
+            file.seek(-4, os.SEEK_END)
+            return int.from_bytes(file.read(4), "little")
+    return 0
+
+
+def _judge(name: str, folder: Path) -> tuple[int, int]:
+    """Look at the metadata, of version 3 or 2, without the package; number and bytes of the chunks it should have."""
     meta = _metadata(name, folder / "zarr.json")
     if meta is not None:
         if meta.get("node_type") != "array":
@@ -133,7 +157,7 @@ def _judge(name: str, folder: Path) -> int:
         raise FileFault(name, f"has chunks of shape {chunk} for an array of shape {shape}")
     if math.prod(chunk) * itemsize > _LARGEST_CHUNK:
         raise FileFault(name, f"has chunks of {math.prod(chunk) * itemsize} bytes; at most {_LARGEST_CHUNK} are read")
-    return math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True))
+    return math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True)), math.prod(chunk) * itemsize
 
 
 def _judge_codecs(name: str, codecs: Any) -> None:
