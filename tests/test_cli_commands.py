@@ -166,8 +166,8 @@ sys.exit(code)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs ru_maxrss in kilobytes")
 @pytest.mark.parametrize("kind", ["npy", "npz", "kld", "compare", "few classes"])
 def test_memory_does_not_grow_with_the_file(kind):
-    """300 MB (FASTXENT_LARGE_MB for more) within 250 MB."""
-    nbytes = int(os.environ.get("FASTXENT_LARGE_MB", 300)) * 10**6
+    """400 MB (FASTXENT_LARGE_MB for more) within 300 MB."""
+    nbytes = int(os.environ.get("FASTXENT_LARGE_MB", 400)) * 10**6
     rows, classes = (nbytes // 40, 2) if kind == "few classes" else (nbytes // (4 * 32768), 32768)
     sparse((rows, classes), "f4")
     np.save("large_t.npy", np.zeros(rows, np.int64))
@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_file(kind):
     run = subprocess.run([sys.executable, "-P", "-c", LIMITED, *arguments, "--quiet"], capture_output=True, text=True,
                          check=False)
     assert run.returncode == 0, run.stderr
-    assert int(run.stderr) < 250 * 1000, run.stderr
+    assert int(run.stderr) < 300 * 1000, run.stderr
 
 
 # doctor

@@ -7,7 +7,7 @@ import argparse
 from ._gate import Gate, gate
 from ._output import FORMATS
 
-BLOCK_MB = 8
+BLOCK_MB = 16
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
