@@ -1,7 +1,7 @@
 /* From a call to its blocks, and the blocks to the threads.
  *
  * How positions are divided follows from shape, dtype and family alone: a row's bits and the order of every sum are then
- * the same for any number of threads. A block holds about as much as L1 and L2 like: some 128 KiB of rows, or a panel of
+ * the same for any number of threads. A block holds about as much as L1 and L2 like: 64 to 256 KiB of rows, or a panel of
  * columns that stays in L2 between its passes. */
 #include "fastxent.h"
 
@@ -59,8 +59,10 @@ static void plan_blocks(FxCall *call) {
     const int64_t row = (call->classes ? call->classes : 1) * storage_size(call->storage);
     int64_t width, line = call->nd ? call->shape[call->nd - 1] : 1;
     if (call->operation > FX_OP_DIVERGENCE) width = FX_ELEMENTS;
-    else if (call->family == FX_ROWS) width = clamp((1 << 17) / row, 1, FX_MAX_WIDTH);
-    else if (call->family == FX_COLUMNS) width = clamp((1 << 18) / row, 16, FX_MAX_WIDTH) / 16 * 16;
+    else if (call->family == FX_ROWS)
+        width = clamp(clamp(call->positions * row / 64, 1 << 16, 1 << 18) / row, 1, FX_MAX_WIDTH);
+    else if (call->family == FX_COLUMNS)
+        width = clamp((1 << 20) / row, 256 / storage_size(call->storage), FX_MAX_WIDTH) / 16 * 16;
     else width = clamp((1 << 16) / row, 16, FX_MAX_WIDTH) / 16 * 16;
     call->piece = line;
     call->pieces = 1;

@@ -129,6 +129,7 @@ enum {
     FX_MAX_LANES = 16,
     FX_ROWS_FROM_F32 = 256,
     FX_ROWS_FROM_F64 = 96,
+    FX_CLEAR_BYTES = 512,           /* rows up to this size are cleared with their neighbours */
     FX_STREAM_BYTES = 1 << 22,      /* outputs larger than this go past the caches */
     FX_PARALLEL_ELEMENTS = 1 << 15, /* smaller calls stay on the calling thread */
 };

@@ -124,6 +124,8 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
     if (call->saved) {
         for (int j = 0; j < width; j++) read_saved(call, run->first + place(run, first + j), &a.max[j], &a.rest[j]);
         for (int j = width; j % LANES; j++) a.max[j] = a.rest[j] = 0;
+    } else if (panel->columns) {
+        column_forward(panel, a, kind);
     } else {
         panel_forward(panel, a, kind);
     }
@@ -304,15 +306,23 @@ static void save_run(const FxCall *call, const FxScratch *s, const Run *run, Lan
 }
 
 /* From the valid positions' losses to all positions'. */
-static void open_up(const Run *run, R *loss) {
-    int i = run->n - 1;
-    for (int k = run->valid - 1; k >= 0; k--) {
-        int at = run->index[k];
-        R v = loss[k];
-        for (; i > at; i--) loss[i] = 0;
-        loss[i--] = v;
+static void open_up(const Run *run, R *loss, R *spare) {
+    memcpy(spare, loss, sizeof(R) * (size_t)run->valid);
+    memset(loss, 0, sizeof(R) * (size_t)run->n);
+    for (int k = 0; k < run->valid; k++) loss[run->index[k]] = spare[k];
+}
+
+/* The output of the invalid positions. */
+static void clear_invalid(const FxCall *call, const FxScratch *s, const Run *run) {
+    const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
+    const int64_t row = call->classes * SIZE;
+    const int together = out->class_stride == SIZE && out->dtype == STORAGE && run->step[FX_OUT] == row;
+    if (together && row <= FX_CLEAR_BYTES && out->data != x->data) { /* cheaper than to tell them apart */
+        memset(run->base[FX_OUT], 0, (size_t)(run->n * row));
+        return;
     }
-    for (; i >= 0; i--) loss[i] = 0;
+    for (int i = 0; i < run->n; i++)
+        if (s->target[i] < 0) write_zeros(call, at_position(run, FX_OUT, i));
 }
 
 static double put_losses(const FxCall *call, const Run *run, const R *loss) {
@@ -336,6 +346,9 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     const int closing = call->family != FX_COLUMNS || op >= FX_OP_NLL;
     Lanes a = lanes_of(call, s);
     *divisor = read_positions(call, s, run, gradient);
+    if (!run->valid && !wants_output && op < FX_OP_STATISTICS && !call->saved_out && !call->position_loss &&
+        !run->base[FX_LOSSES])
+        return 0;
     if (op >= FX_OP_STATISTICS) {
         statistics_run(call, s, run, a);
         return 0;
@@ -345,9 +358,7 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
         return 0;
     }
     if (closing && run->valid < run->n) {
-        if (wants_output)
-            for (int i = 0; i < run->n; i++)
-                if (s->target[i] < 0) write_zeros(call, at_position(run, FX_OUT, i));
+        if (wants_output) clear_invalid(call, s, run);
         close_up(call, s, run);
     }
     fill_given(call, s, a, closing ? run->valid : run->n);
@@ -358,7 +369,7 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     if (call->saved_out) save_run(call, s, run, a, closing);
     if (!wants_loss) return 0;
     if (op < FX_OP_NLL) losses_run(call, a, closing ? run->valid : run->n);
-    if (run->index) open_up(run, a.loss);
+    if (run->index) open_up(run, a.loss, a.factor);
     else if (run->valid < run->n)
         for (int i = 0; i < run->n; i++)
             if (s->target[i] < 0) a.loss[i] = 0;

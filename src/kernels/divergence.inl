@@ -127,14 +127,12 @@ void KERNEL(divergence)(FxCall *call, FxScratch *s, int64_t block) {
         run_at(call, first, end, &run);
         divisor += read_positions(call, s, &run, 1);
         if (run.valid < run.n) {
-            if (run.base[FX_OUT])
-                for (int i = 0; i < run.n; i++)
-                    if (s->target[i] < 0) write_zeros(call, at_position(&run, FX_OUT, i));
+            if (run.base[FX_OUT]) clear_invalid(call, s, &run);
             close_up(call, s, &run);
         }
         fill_given(call, s, a, run.valid);
         divergence_run(call, s, &run, a);
-        if (run.index) open_up(&run, a.loss);
+        if (run.index) open_up(&run, a.loss, a.factor);
         total += put_losses(call, &run, a.loss);
         first += run.n;
     }

@@ -41,6 +41,7 @@ void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "values.inl"
 #include "row.inl"
 #include "lane.inl"
+#include "column.inl"
 #include "finish.inl"
 #include "focal.inl"
 #include "positions.inl"

@@ -7,7 +7,7 @@
 
 enum {
     TILE_AHEAD = 3072
-};                   /* bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth */
+}; /* bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth */
 enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
 
 /* One number a position, in arrays. */
@@ -139,32 +139,21 @@ static FX_INLINE V line_load_last(const char *p, int j, int width, int columns) 
     return v_load_tail(p + (int64_t)j * SIZE, width - j, v_set1(0));
 }
 
-static FX_INLINE void panel_max(Panel *panel, Lanes a, int columns, int step) {
-    const int width = columns ? panel->width : LANES;
-    V best = v_set1(-(R)INFINITY); /* a tile's maximum stays in a register, a wide panel's in memory */
-    if (columns)
-        for (int j = 0; j < width; j += LANES) v_storer(a.max + j, best);
-    for (int64_t c0 = 0; c0 < panel->call->classes; c0 += step) {
-        int n = panel->call->classes - c0 < step ? (int)(panel->call->classes - c0) : step;
-        int64_t d;
-        const char *p = panel_lines(panel, c0, n, &d, columns);
+static FX_INLINE void panel_max(Panel *panel, Lanes a) {
+    V best = v_set1(-(R)INFINITY);
+    for (int64_t c0 = 0; c0 < panel->call->classes; c0 += FX_TILE_CLASSES) {
+        int64_t left = panel->call->classes - c0, d;
+        const int n = left < FX_TILE_CLASSES ? (int)left : FX_TILE_CLASSES;
+        const char *p = panel_lines(panel, c0, n, &d, 0);
         int c = 0;
-        for (; c + 4 <= n; c += 4, p += 4 * d)
-            for (int j = 0; j < width; j += LANES) {
-                V v0 = line_load_last(p, j, width, columns), v1 = line_load_last(p + d, j, width, columns);
-                V v2 = line_load_last(p + 2 * d, j, width, columns), v3 = line_load_last(p + 3 * d, j, width, columns);
-                if (columns) best = v_loadr(a.max + j);
-                best = v_max(v_max(v0, v1), v_max(v_max(v2, v3), best));
-                if (columns) v_storer(a.max + j, best);
-            }
-        for (; c < n; c++, p += d)
-            for (int j = 0; j < width; j += LANES) {
-                if (columns) best = v_loadr(a.max + j);
-                best = v_max(line_load_last(p, j, width, columns), best);
-                if (columns) v_storer(a.max + j, best);
-            }
+        for (; c + 4 <= n; c += 4, p += 4 * d) {
+            V v0 = line_load(p, 0, 0), v1 = line_load(p + d, 0, 0);
+            V v2 = line_load(p + 2 * d, 0, 0), v3 = line_load(p + 3 * d, 0, 0);
+            best = v_max(v_max(v0, v1), v_max(v_max(v2, v3), best));
+        }
+        for (; c < n; c++, p += d) best = v_max(line_load(p, 0, 0), best);
     }
-    if (!columns) v_storer(a.max, best);
+    v_storer(a.max, best);
 }
 
 /* The running sums of LANES positions: of exponentials, what its additions lost, how often the maximum was met (less one),
@@ -173,17 +162,17 @@ typedef struct {
     V total, lost, equal, dot, dot_lost, mass, mass_lost;
 } Sums;
 
-/* LANES positions through up to LINES classes. */
-static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, int j, int width, ExpScale k,
-                                      int kind, const R *coefficient, int per_lane, int columns, const char *ahead) {
-    const V zero = v_set1(0), one = v_set1(1);
+/* A tile's LANES positions through up to LINES classes. */
+static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, ExpScale k, int kind,
+                                      const R *coefficient, int per_lane, const char *ahead) {
+    const V zero = v_set1(0);
     V sum[4] = {zero, zero, zero, zero}, moment = zero, mass = zero;
     for (int c = 0; c < n; c += 4) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
             if (c + u == n) break;
-            V x = line_load_last(p, j, width, columns), y = v_sub(x, max);
-            if (!columns && u * LANES * SIZE % 64 == 0) FX_PREFETCH(ahead + (c + u) * LANES * SIZE);
+            V x = line_load(p, 0, 0), y = v_sub(x, max);
+            if (u * LANES * SIZE % 64 == 0) FX_PREFETCH(ahead + (c + u) * LANES * SIZE);
             M top = v_eq(x, max);
             p += d;
             V e = v_drop(top, v_exp(y, k));
@@ -205,84 +194,45 @@ static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, 
     if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, mass);
 }
 
-/* For columns the running sums of all positions stand in arrays that are used later (the mass is not wanted: there are no
- * class probabilities); a tile's are registers. */
-static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
-    const V zero = v_set1(0);
-    Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), zero, zero, zero, zero};
-    if (kind != NONE) s.dot = v_loadr(a.dot + j);
-    if (kind != NONE) s.dot_lost = v_loadr(a.gap + j);
-    return s;
-}
-static FX_INLINE void sums_store(Lanes a, int j, int kind, const Sums *s) {
-    v_storer(a.factor + j, s->total);
-    v_storer(a.spread + j, s->lost);
-    v_storer(a.value + j, s->equal);
-    if (kind != NONE) v_storer(a.dot + j, s->dot);
-    if (kind != NONE) v_storer(a.gap + j, s->dot_lost);
-}
-
-static FX_INLINE void panel_sum(Panel *panel, Lanes a, int columns, int step, int kind) {
+static FX_INLINE void panel_sum(Panel *panel, Lanes a, int kind) {
     const FxCall *call = panel->call;
-    const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
+    const int per_lane = call->targets_are_probs;
     const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
-    const V zero = v_set1(0);
+    const V zero = v_set1(0), max = v_loadr(a.max);
     Sums s = {zero, zero, v_set1(-1), zero, zero, zero, zero};
-    const V max = v_loadr(a.max);
-    if (columns)
-        for (int j = 0; j < width; j += LANES) sums_store(a, j, kind, &s);
-    for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
-        int n = call->classes - c0 < step ? (int)(call->classes - c0) : step;
+    for (int64_t c0 = 0; c0 < call->classes; c0 += FX_TILE_CLASSES) {
+        int n = call->classes - c0 < FX_TILE_CLASSES ? (int)(call->classes - c0) : FX_TILE_CLASSES;
         int64_t d;
-        const char *p = panel_lines(panel, c0, n, &d, columns);
+        const char *p = panel_lines(panel, c0, n, &d, 0);
         const R *w = NULL;
         if (kind == ARRAY) w = per_lane ? panel_coefficients(panel, c0, n) : (const R *)call->class_weight_r + c0;
-        for (int c = 0; c < n; c += LINES) {
-            int m = n - c < LINES ? n - c : LINES;
-            const R *wc = kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL;
-            if (!columns) {
-                panel_sum_lines(&s, max, p + c * d, d, m, 0, LANES, k, kind, wc, per_lane, 0,
-                                panel->ahead + (c0 + c) * LANES * SIZE);
-                continue;
-            }
-            for (int j = 0; j < width; j += LANES) {
-                s = sums_load(a, j, kind);
-                panel_sum_lines(&s, v_loadr(a.max + j), p + c * d, d, m, j, width, k, kind, wc, per_lane, 1, NULL);
-                sums_store(a, j, kind, &s);
-            }
-        }
+        for (int c = 0; c < n; c += LINES)
+            panel_sum_lines(&s, max, p + c * d, d, n - c < LINES ? n - c : LINES, k, kind,
+                            kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL, per_lane,
+                            panel->ahead + (c0 + c) * LANES * SIZE);
     }
     /* The sum over those below the maximum, and of those that equal it all but one. */
-    for (int j = 0; j < width; j += LANES) {
-        if (columns) s = sums_load(a, j, kind);
-        if (kind != NONE) v_storer(a.dot + j, with_lost(s.dot, s.dot_lost));
-        if (kind == ARRAY && !columns) v_storer(a.mass + j, with_lost(s.mass, s.mass_lost));
-        v_storer(a.rest + j, v_add(s.equal, v_add(s.total, s.lost)));
-    }
+    if (kind != NONE) v_storer(a.dot, with_lost(s.dot, s.dot_lost));
+    if (kind == ARRAY) v_storer(a.mass, with_lost(s.mass, s.mass_lost));
+    v_storer(a.rest, v_add(s.equal, v_add(s.total, s.lost)));
 }
 
-static FX_INLINE void panel_forward_as(Panel *panel, Lanes a, int columns, int kind) {
-    const int64_t classes = panel->call->classes;
-    const int step = columns ? (int)(classes < 1 << 30 ? classes : 1 << 30) : FX_TILE_CLASSES;
-    panel_max(panel, a, columns, step);
-    panel_sum(panel, a, columns, step, kind);
+static FX_INLINE void panel_forward_as(Panel *panel, Lanes a, int kind) {
+    panel_max(panel, a);
+    panel_sum(panel, a, kind);
 }
 
 static FX_INLINE void panel_forward(Panel *panel, Lanes a, int kind) {
-    if (panel->columns) {
-        if (kind == NONE) panel_forward_as(panel, a, 1, NONE);
-        else if (kind == UNIFORM) panel_forward_as(panel, a, 1, UNIFORM);
-        else panel_forward_as(panel, a, 1, ARRAY);
-    } else {
-        if (kind == NONE) panel_forward_as(panel, a, 0, NONE);
-        else if (kind == UNIFORM) panel_forward_as(panel, a, 0, UNIFORM);
-        else panel_forward_as(panel, a, 0, ARRAY);
-    }
+    if (kind == NONE) panel_forward_as(panel, a, NONE);
+    else if (kind == UNIFORM) panel_forward_as(panel, a, UNIFORM);
+    else panel_forward_as(panel, a, ARRAY);
 }
 
-/* One class for all positions of a panel, written over `to` (storage type for columns, else compute type). */
+/* One class for all positions of a panel, written over `to` (storage type for columns, else compute type). own: the class,
+ * whose positions in a.mass take a.value here and now, if lines are streamed; else -1. */
 static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes a, ExpScale k, V scale, int kind,
-                                       const R *coefficient, int per_lane, const R *slope, int logarithm, int columns) {
+                                       const R *coefficient, int per_lane, const R *slope, int logarithm, int columns,
+                                       int64_t own, int stream) {
     for (int j = 0; j < width; j += LANES) {
         V d = v_sub(line_load_last(p, j, width, columns), v_loadr(a.max + j)), y;
         if (logarithm) {
@@ -298,10 +248,21 @@ static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes
             }
             if (slope) y = v_mul(y, v_loadr(slope + j));
         }
+        if (columns && own >= 0) y = v_select(v_eq(v_loadr(a.mass + j), v_set1((R)own)), v_loadr(a.value + j), y);
         if (!columns) v_storer((R *)to + j, y);
+        else if (stream) v_stream(to + (int64_t)j * SIZE, y);
         else if (j + LANES <= width) v_store(to + (int64_t)j * SIZE, y);
         else v_store_tail(to + (int64_t)j * SIZE, y, width - j);
     }
+}
+
+/* Whether a panel's lines can go past the caches: whole vectors, and classes that R can count. */
+static int column_streams(const Panel *panel) {
+    const FxCall *call = panel->call;
+    const int64_t unit = LANES * SIZE;
+    return call->stream && panel->width % LANES == 0 && call->classes < 1 << 24 &&
+           (int64_t)((uintptr_t)panel->out_lines % (uintptr_t)unit) == 0 &&
+           call->operand[FX_OUT].class_stride % unit == 0;
 }
 
 /* A tile of results (in scratch->emit's place: the tile itself is overwritten) to the lanes' rows. */
@@ -330,7 +291,8 @@ static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
 }
 
 /* The gradient, softmax or log-softmax of a panel. at[j]: the class that takes value[j], or -1; NULL: none does. */
-static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns) {
+static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns,
+                                     int stream) {
     const FxCall *call = panel->call;
     const FxOperand *out = &call->operand[FX_OUT];
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
@@ -338,6 +300,8 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
     const double scale = call->transform ? 1 : call->logit_scale;
     const ExpScale k = exp_scale(scale);
     const int chain = call->transform && call->operation <= FX_OP_GRAD;
+    if (stream && at) /* columns have no class probabilities, whose mass it would be */
+        for (int j = 0; j < width; j++) a.mass[j] = (R)at[j];
     for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
         int64_t n = call->classes - c0 < step ? call->classes - c0 : step, d, od;
         const char *p = panel_lines(panel, c0, (int)n, &d, columns);
@@ -348,8 +312,8 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
         for (int64_t c = 0; c < n; c++)
             panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
                              w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
-                             logarithm, columns);
-        if (at)
+                             logarithm, columns, stream && at ? c : -1, stream);
+        if (at && !stream)
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
                 char *slot = to + (at[j] - c0) * od;
@@ -362,16 +326,17 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
     }
 }
 
+/* By kind of coefficients; `columns` and `stream` are known when it is compiled. */
+static FX_INLINE void panel_write_kind(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns,
+                                       int stream) {
+    if (logarithm) panel_write_as(panel, a, at, NONE, 1, columns, stream);
+    else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, columns, stream);
+    else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, columns, stream);
+    else panel_write_as(panel, a, at, ARRAY, 0, columns, stream);
+}
+
 static FX_INLINE void panel_write(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm) {
-    if (panel->columns) {
-        if (logarithm) panel_write_as(panel, a, at, NONE, 1, 1);
-        else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, 1);
-        else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, 1);
-        else panel_write_as(panel, a, at, ARRAY, 0, 1);
-    } else {
-        if (logarithm) panel_write_as(panel, a, at, NONE, 1, 0);
-        else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, 0);
-        else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, 0);
-        else panel_write_as(panel, a, at, ARRAY, 0, 0);
-    }
+    if (!panel->columns) panel_write_kind(panel, a, at, kind, logarithm, 0, 0);
+    else if (column_streams(panel)) panel_write_kind(panel, a, at, kind, logarithm, 1, 1);
+    else panel_write_kind(panel, a, at, kind, logarithm, 1, 0);
 }

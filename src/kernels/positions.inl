@@ -86,19 +86,47 @@ static int upstream_is_uniform(const FxCall *call) {
     return !call->focal && !call->sequence_scale && !call->operand[FX_UPSTREAM].data && !call->operand[FX_WEIGHT].data;
 }
 
-/* Closes up what read_positions left, to the valid positions alone. */
+/* Closes up what read_positions left, to the valid positions alone. Without branches: which are valid is anyone's guess. */
 static void close_up(FxCall *call, FxScratch *s, Run *run) {
     const int weighted = call->operand[FX_WEIGHT].data != NULL, uniform = upstream_is_uniform(call);
     int k = 0;
     for (int i = 0; i < run->n; i++) {
-        if (s->target[i] < 0) continue;
+        const int64_t target = s->target[i];
         s->valid[k] = i;
-        s->target[k] = s->target[i];
+        s->target[k] = target;
         if (weighted) s->sample[k] = s->sample[i];
         if (!uniform) s->upstream[k] = s->upstream[i];
-        k++;
+        k += target >= 0;
     }
     run->index = s->valid;
+}
+
+/* The positions 0 … m - 1 one by one: target becomes -1 where invalid; returns how many are valid. */
+static int check_positions(FxCall *call, FxScratch *s, const Run *run, int m, int indexed) {
+    const int64_t shift = call->shift, ignore = call->ignore;
+    const char *mask = run->base[FX_MASK], *weight = run->base[FX_WEIGHT];
+    const int64_t mask_step = run->step[FX_MASK], weight_step = run->step[FX_WEIGHT];
+    const int ignores = indexed && call->has_ignore;
+    int64_t *target = s->target;
+    int valid = 0;
+    for (int i = 0; i < m; i++) {
+        const int64_t t = target[i];
+        int ok = !(ignores & (t == ignore));
+        if (mask) ok &= mask[(i + shift) * mask_step] != 0;
+        if (weight) {
+            double w;
+            memcpy(&w, weight + (i + shift) * weight_step, sizeof w);
+            ok &= w != 0;
+            s->sample[i] = ok ? w : 0;
+        }
+        if (ok & ((uint64_t)t >= (uint64_t)call->classes)) {
+            report_bad(call, run->first + i);
+            ok = 0;
+        }
+        target[i] = ok ? t : -1;
+        valid += ok;
+    }
+    return valid;
 }
 
 /* Fills scratch->target (-1: invalid), ->sample and ->upstream for the run; returns the run's share of the divisor. */
@@ -120,7 +148,7 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
     } else {
         for (int i = 0; i < m; i++) target[i] = 0;
     }
-    for (int i = m; i < n; i++) target[i] = -1;
+    memset(target + m, 0xff, sizeof *target * (size_t)(n - m));
 
     int plain = m == n && !mask && !weight;
     if (indexed && plain) {
@@ -129,30 +157,9 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
             outside |= ((uint64_t)target[i] >= (uint64_t)classes) | (call->has_ignore & (target[i] == call->ignore));
         plain = !outside;
     }
-    if (!plain) {
-        int valid = 0;
-        for (int i = 0; i < m; i++) {
-            int ok = !(indexed && call->has_ignore && target[i] == call->ignore);
-            if (mask) ok &= mask[(i + shift) * run->step[FX_MASK]] != 0;
-            if (weight) {
-                double w;
-                memcpy(&w, weight + (i + shift) * run->step[FX_WEIGHT], sizeof w);
-                ok &= w != 0;
-                s->sample[i] = ok ? w : 0;
-            }
-            if (ok && (uint64_t)target[i] >= (uint64_t)classes) {
-                report_bad(call, run->first + i);
-                ok = 0;
-            }
-            if (!ok) target[i] = -1;
-            valid += ok;
-        }
-        if (weight)
-            for (int i = m; i < n; i++) s->sample[i] = 0;
-        run->valid = valid;
-    } else {
-        run->valid = n;
-    }
+    run->valid = plain ? n : check_positions(call, s, run, m, indexed);
+    if (weight)
+        for (int i = m; i < n; i++) s->sample[i] = 0;
     if (with_upstream && !upstream_is_uniform(call)) {
         const char *up = run->base[FX_UPSTREAM];
         for (int i = 0; i < n; i++) {

@@ -164,8 +164,8 @@ static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, La
     }
     for (int j = panel->width; j % LANES; j++) a.top[j] = 0;
     score_order(panel, a, s->argmax + first, s->rank + first, target, columns);
-    panel_sum(panel, a, columns, columns ? (int)(call->classes < 1 << 30 ? call->classes : 1 << 30) : FX_TILE_CLASSES,
-              ENTROPY);
+    if (columns) column_forward_as(panel, a, ENTROPY, 1);
+    else panel_sum(panel, a, ENTROPY);
     for (int j = 0; j < panel->width; j += LANES)
         v_storer(a.dot + j, v_mul(v_set1((R)call->logit_scale), v_loadr(a.dot + j)));
 }

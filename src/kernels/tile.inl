@@ -19,7 +19,8 @@ static void tile_open(Panel *panel, const Run *run, int k) {
         panel->ahead += (TILE_AHEAD / (LANES * row) + 1) * LANES * row;
         return;
     }
-    for (int l = k + LANES; l < run->valid && l < k + 2 * LANES; l++) {
+    const int later = k + (int)(TILE_AHEAD / (LANES * row) + 1) * LANES;
+    for (int l = later; l < run->valid && l < later + LANES; l++) {
         const char *p = at_position(run, FX_X, place(run, l));
         for (int64_t b = 0; b < row; b += 64) FX_PREFETCH(p + b);
     }

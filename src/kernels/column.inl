@@ -1,0 +1,173 @@
+/* The forward pass of FX_COLUMNS, by chunks of classes that stay in L2 between their two sweeps: logits are read from
+ * memory once, however many classes there are. As with rows, sums are relative to a reference that follows the maximum only
+ * once that is more than 1/scale above it, and maxima are counted apart. The second sweep asks for the next chunk.
+ *
+ * Both sweeps take four lines at a time from end to end, the way memory likes; what they add up stands in arrays. */
+
+enum { COLUMN_CLASSES = 128 };
+
+/* The running sums of LANES positions, in arrays that are used later; the reference stands in a.mass (there are no class
+ * probabilities), a.loss holds what is not yet added to the total. */
+static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
+    const V zero = v_set1(0);
+    Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), zero, zero, zero, zero};
+    if (kind != NONE) s.dot = v_loadr(a.dot + j);
+    if (kind != NONE) s.dot_lost = v_loadr(a.gap + j);
+    return s;
+}
+static FX_INLINE void sums_store(Lanes a, int j, int kind, const Sums *s) {
+    v_storer(a.factor + j, s->total);
+    v_storer(a.spread + j, s->lost);
+    v_storer(a.value + j, s->equal);
+    if (kind != NONE) v_storer(a.dot + j, s->dot);
+    if (kind != NONE) v_storer(a.gap + j, s->dot_lost);
+}
+
+/* a.loss gets the maxima of n classes of the lines at p. */
+static FX_INLINE void column_max(const char *p, int64_t d, int n, int width, Lanes a) {
+    int c = 0;
+    for (; c + 4 <= n; c += 4, p += 4 * d)
+        for (int j = 0; j < width; j += LANES) {
+            V v0 = line_load_last(p, j, width, 1), v1 = line_load_last(p + d, j, width, 1);
+            V v2 = line_load_last(p + 2 * d, j, width, 1), v3 = line_load_last(p + 3 * d, j, width, 1);
+            V m = v_max(v_max(v0, v1), v_max(v2, v3));
+            v_storer(a.loss + j, c ? v_max(m, v_loadr(a.loss + j)) : m);
+        }
+    for (; c < n; c++, p += d)
+        for (int j = 0; j < width; j += LANES) {
+            V m = v_max(line_load_last(p, j, width, 1), c ? v_loadr(a.loss + j) : v_set1(-(R)INFINITY));
+            v_storer(a.loss + j, m);
+        }
+}
+
+/* LANES positions through up to four classes; `fold`: what waits in a.loss is added to the total. */
+static FX_INLINE void column_sum_at(const char *p, int64_t d, int lines, int j, int width, Lanes a, ExpScale k,
+                                    int kind, const R *coefficient, int fresh, int fold, const char *ahead) {
+    const V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j), zero = v_set1(0);
+    V e[4] = {zero, zero, zero, zero}, moment = zero, equal = v_loadr(a.value + j);
+    FX_UNROLL
+    for (int u = 0; u < lines; u++) {
+        V x = line_load_last(p + u * d, j, width, 1), y = v_sub(x, reference);
+        if (j * SIZE % 64 == 0) FX_PREFETCH(ahead + u * d + j * SIZE);
+        M top = v_eq(x, max);
+        e[u] = v_drop(top, v_exp(y, k));
+        equal = v_count(equal, top);
+        if (kind == ARRAY) {
+            V w = v_set1(coefficient[u]);
+            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+        } else if (kind == UNIFORM) {
+            moment = v_sub(moment, y);
+        } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+            moment = v_fnma(e[u], v_max(k.lowest, y), moment);
+        }
+    }
+    V sum = v_add(v_add(e[0], e[1]), v_add(e[2], e[3]));
+    if (!fresh) sum = v_add(sum, v_loadr(a.loss + j));
+    v_storer(a.value + j, equal);
+    if (fold) {
+        V total = v_loadr(a.factor + j), lost = v_loadr(a.spread + j);
+        add_exactly(&total, &lost, sum);
+        v_storer(a.factor + j, total);
+        v_storer(a.spread + j, lost);
+    } else {
+        v_storer(a.loss + j, sum);
+    }
+    if (kind == NONE) return;
+    V dot = v_loadr(a.dot + j), lost = v_loadr(a.gap + j);
+    add_exactly(&dot, &lost, moment);
+    v_storer(a.dot + j, dot);
+    v_storer(a.gap + j, lost);
+}
+
+/* Adds n classes of the lines at p to the sums. `ahead`: what is read after them. */
+static FX_INLINE void column_sum(const char *p, int64_t d, int n, int width, Lanes a, ExpScale k, int kind,
+                                 const R *coefficient, const char *ahead) {
+    int c = 0;
+    for (; c + 4 <= n; c += 4) {
+        const int fresh = c % LINES == 0, fold = (c + 4) % LINES == 0 || c + 4 == n;
+        for (int j = 0; j < width; j += LANES)
+            column_sum_at(p + c * d, d, 4, j, width, a, k, kind, coefficient + c, fresh, fold, ahead + c * d);
+    }
+    for (; c < n; c++)
+        for (int j = 0; j < width; j += LANES)
+            column_sum_at(p + c * d, d, 1, j, width, a, k, kind, coefficient + c, c % LINES == 0, c + 1 == n,
+                          ahead + c * d);
+}
+
+/* The new maxima, in a.loss, of LANES positions: the former ones join the sums, which are brought to the new reference.
+ * Products are compensated, so that a row which keeps rising loses little. before: the coefficients' sum so far. */
+static FX_INLINE void column_raise(Lanes a, int j, ExpScale k, V slack, int kind, double before) {
+    const V low = v_set1(-(R)INFINITY), one = v_set1(1), zero = v_set1(0);
+    V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j), top = v_loadr(a.loss + j);
+    M up = v_lt(max, top);
+    if (!v_any(up)) return;
+    Sums s = sums_load(a, j, kind);
+    M none = v_eq(max, low), far = v_lt(v_select(none, zero, slack), v_sub(top, v_select(none, low, reference)));
+    V formerly = v_mul(v_add(s.equal, one), v_exp(v_sub(max, reference), k));
+    add_exactly(&s.total, &s.lost, v_drop(none, v_keep(up, formerly)));
+    s.equal = v_select(up, v_set1(-1), s.equal);
+    V shrink = v_select(far, v_drop(none, v_exp(v_sub(reference, top), k)), one), total = v_mul(s.total, shrink);
+    s.lost = v_fma(s.lost, shrink, EXP_FUSED ? v_fms(s.total, shrink, total) : zero);
+    s.total = total;
+    if (kind != NONE) add_exactly(&s.dot, &s.dot_lost, v_keep(far, v_mul(v_sub(top, reference), v_set1((R)before))));
+    v_storer(a.mass + j, v_select(far, top, reference));
+    v_storer(a.max + j, v_select(up, top, max));
+    sums_store(a, j, kind, &s);
+}
+
+/* The results of sums that are relative to the reference. */
+static FX_INLINE void column_finish(Lanes a, int j, ExpScale k, int kind, double before) {
+    const V one = v_set1(1), zero = v_set1(0);
+    Sums s = sums_load(a, j, kind);
+    V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j);
+    M higher = v_lt(reference, max);
+    V shrink = v_select(higher, v_exp(v_sub(reference, max), k), one), total = v_mul(s.total, shrink);
+    V lost = v_fma(s.lost, shrink, EXP_FUSED ? v_fms(s.total, shrink, total) : zero);
+    v_storer(a.rest + j, v_add(s.equal, v_add(total, lost)));
+    if (kind == NONE) return;
+    add_exactly(&s.dot, &s.dot_lost, v_keep(higher, v_mul(v_sub(max, reference), v_set1((R)before))));
+    v_storer(a.dot + j, with_lost(s.dot, s.dot_lost));
+}
+
+/* known: a.max holds the maxima already (and the coefficients are the exponentials). */
+static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind, int known) {
+    const FxCall *call = panel->call;
+    const int width = panel->width;
+    const ExpScale k = exp_scale(call->logit_scale);
+    const V zero = v_set1(0), low = v_set1(-(R)INFINITY), slack = v_set1((R)(1 / call->logit_scale));
+    const Sums nothing = {zero, zero, v_set1(-1), zero, zero, zero, zero};
+    const int64_t chunks = (call->classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES;
+    const int64_t step = (call->classes + chunks - 1) / chunks;
+    double before = 0, lost = 0;
+    for (int j = 0; j < width; j += LANES) {
+        sums_store(a, j, kind, &nothing);
+        if (!known) v_storer(a.max + j, low);
+        V max = v_loadr(a.max + j);
+        v_storer(a.mass + j, v_drop(v_eq(max, low), max)); /* 0 until there is a maximum */
+    }
+    for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
+        const int n = (int)(call->classes - c0 < step ? call->classes - c0 : step);
+        int64_t d;
+        const char *p = panel_lines(panel, c0, n, &d, 1), *ahead = p + step * d;
+        const R *w = kind == ARRAY ? (const R *)call->class_weight_r + c0 : NULL;
+        if (c0 + step >= call->classes) ahead = panel->lines + width * SIZE; /* likely the next panel */
+        if (!known) {
+            column_max(p, d, n, width, a);
+            for (int j = 0; j < width; j += LANES) column_raise(a, j, k, slack, kind, before + lost);
+        }
+        column_sum(p, d, n, width, a, k, kind, w, ahead);
+        if (kind != ARRAY) before += n;
+        for (int c = 0; kind == ARRAY && c < n; c++) { /* equal weights would err the same way each time */
+            const double sum = before + (double)w[c], part = sum - before;
+            lost += (before - (sum - part)) + ((double)w[c] - part);
+            before = sum;
+        }
+    }
+    for (int j = 0; j < width; j += LANES) column_finish(a, j, k, kind, before + lost);
+}
+
+static FX_INLINE void column_forward(Panel *panel, Lanes a, int kind) {
+    if (kind == NONE) column_forward_as(panel, a, NONE, 0);
+    else if (kind == UNIFORM) column_forward_as(panel, a, UNIFORM, 0);
+    else column_forward_as(panel, a, ARRAY, 0);
+}
