@@ -1,7 +1,7 @@
 """Builds the one extension module, fastxent._native, out of src/. All else is in pyproject.toml.
 
 Every C file is compiled with the same flags; an instruction set is chosen inside the file that needs it (src/isa/).
-FASTXENT_PURE=1 leaves the extension out.
+FASTXENT_PURE=1 leaves the extension out: the Numba engine does the work then.
 """
 
 import os
@@ -28,7 +28,8 @@ python3-devel; macOS: xcode-select --install). Without them,
 
     FASTXENT_PURE=1 pip install .
 
-installs fastxent without the compiled module: fastxent.reference, slow and in plain NumPy, works; nothing else does.
+installs fastxent without the compiled module; everything then runs on Numba (pip install 'fastxent[numba]'), which
+compiles on first use and is slower.
 """
 
 

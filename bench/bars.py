@@ -17,7 +17,8 @@ from .contest import LIMITS, Record
 from .measure import Estimate, median, ratio
 
 CAPS = {"read": 34e9, "copy": 48e9}
-NOT_PEERS = ("fastxent", "last axis", "full", *LIMITS)
+OTHER_ENGINE = "fastxent-numba"
+NOT_PEERS = ("fastxent", OTHER_ENGINE, "last axis", "full", *LIMITS)
 MIB = 1 << 20
 
 
@@ -133,6 +134,18 @@ def peers(records: list[Record]) -> Iterator[Check]:
         yield Check(title, f"{len(found)} cells", mean, 4.0, True, "x")
 
 
+def other_engine(records: list[Record]) -> Iterator[Check]:
+    for record in of(records, "grid"):
+        numba, ours, torch = (seconds(record, name) for name in (OTHER_ENGINE, "fastxent", "torch"))
+        if not numba or record["operation"] not in ("forward", "both", "given"):
+            continue
+        if ours and record["case"]["shape"][-1] >= 1000:
+            title = "the Numba engine, C ≥ 1000: time against the compiled one"
+            yield Check(title, label(record), ratio(numba, ours), 2.5, False, "x")
+        if torch:
+            yield Check("the Numba engine: times torch eager", label(record), ratio(torch, numba), 1.0, True, "x")
+
+
 def small_calls(records: list[Record]) -> Iterator[Check]:
     for record in of(records, "small", operation="forward"):
         bound = {(1, 5): 3.0, (320, 5): 5.0}.get(tuple(record["case"]["shape"]))
@@ -180,7 +193,7 @@ def extra_memory(records: list[Record]) -> Iterator[Check]:
 
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
-    forward_share, gradient_share, few_classes, layouts, peers, small_calls, masked, avx2, products, extra_memory,
+    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products, extra_memory,
 ]  # fmt: skip
 
 

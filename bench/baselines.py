@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .cases import Data, dtype_of
-from .peer import Calls, Peer
+from .peer import Calls, FastxentNumba, Peer
 
 BLOCK = 1 << 16  # elements of a block of rows: 256 KB of float32
 
@@ -422,4 +422,6 @@ class OnnxRuntime(Peer):
         }
 
 
-PEERS: list[type[Peer]] = [NumPy, SciPy, ScikitLearn, Numba, Torch, TorchManual, TorchCompile, Jax, OnnxRuntime]
+PEERS: list[type[Peer]] = [
+    FastxentNumba, NumPy, SciPy, ScikitLearn, Numba, Torch, TorchManual, TorchCompile, Jax, OnnxRuntime,
+]  # fmt: skip

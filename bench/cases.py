@@ -232,7 +232,7 @@ QUICK = Plan(
     gemm_size=1024,
     memory=(256, 50257),
     memory_cases=[Case((256, 50257), "bfloat16"), Case((8, 32, 50257), padding="lengths", valid=0.5)],
-    aside=("numpy", "sklearn", "torch", "jax"),
+    aside=("fastxent-numba", "numpy", "sklearn", "torch", "jax"),
 )
 
 SMOKE = Plan(

@@ -75,7 +75,8 @@ def set_backend(name: str) -> None:
     Parameters
     ----------
     name : {"native", "numba"}
-        The compiled module; "numba" is reserved for a second engine and raises until that is there.
+        The compiled module, or kernels that Numba compiles on this machine at the first call that needs them (and
+        keeps on disk): slower, but without a build. Needs Numba.
 
     Raises
     ------

@@ -7,6 +7,7 @@ so that a case is named by its numbers: ``random_case(17)`` is the same today an
 import contextlib
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass, field
 
 import ml_dtypes
@@ -392,20 +393,22 @@ def random_case(seed, kind=None, dtype=None):
 
 
 def engines():
-    """(backend, instruction set) of all that this machine can run; native is always among them, or this raises."""
+    """(backend, instruction set) of what the tests run on: all that this machine can run, native among them; only Numba
+    where FASTXENT_BACKEND says so.
+    """
+    found = [("numba", "")] if importlib.util.find_spec("numba") else []
+    if os.environ.get("FASTXENT_BACKEND") == "numba":
+        return found
     native = importlib.import_module("fastxent._native")
-    found = [("native", isa) for isa in native.available_isas()]
-    if all(importlib.util.find_spec(name) for name in ("numba", "fastxent._backends.numba_engine")):
-        found.append(("numba", ""))
-    return found
+    return [("native", isa) for isa in native.available_isas()] + found
 
 
 @contextlib.contextmanager
 def running_on(backend, isa=""):
     """Run on a backend and, where it has several, an instruction set; assert that it is so, and restore both."""
     fastxent = importlib.import_module("fastxent")
-    native = importlib.import_module("fastxent._native")
-    before = fastxent.get_backend(), native.isa()
+    native = importlib.import_module("fastxent._native") if isa else None
+    before = fastxent.get_backend(), isa and native.isa()
     fastxent.set_backend(backend)
     if isa:
         native.set_isa(isa)
@@ -417,4 +420,5 @@ def running_on(backend, isa=""):
         assert not isa or native.isa() == isa
     finally:
         fastxent.set_backend(before[0])
-        native.set_isa(before[1])
+        if isa:
+            native.set_isa(before[1])

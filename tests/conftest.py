@@ -38,7 +38,7 @@ def under_test():
         raise pytest.UsageError(f"the backend is {config['backend']}, not {backend}")
     best = [name for name in ("baseline", "neon", "avx2", "avx512") if name in config["instruction_sets"]][-1:]
     isa = os.environ.get("FASTXENT_ISA") or "".join(best)
-    if config["instruction_set"] != isa:
+    if backend == "native" and config["instruction_set"] != isa:
         raise pytest.UsageError(f"the instruction set is {config['instruction_set']}, not {isa}")
     return found, config
 

@@ -9,7 +9,7 @@ import pytest
 from bounds import assert_within
 
 import fastxent
-from fastxent import _element_arguments, _native
+from fastxent import _element_arguments
 from fastxent import reference_elementwise as reference
 
 ENGINES = cases.engines()
@@ -119,7 +119,8 @@ def test_the_oracle_has_the_same_signature(name):
 
 
 def test_plan_has_the_order_that_the_engine_reads():
-    assert _element_arguments.ElementPlan._fields[: len(_native.ELEMENT_FIELDS)] == _native.ELEMENT_FIELDS
+    theirs = pytest.importorskip("fastxent._native").ELEMENT_FIELDS
+    assert _element_arguments.ElementPlan._fields[: len(theirs)] == theirs
 
 
 # --- parity

@@ -65,5 +65,9 @@ def _default() -> Any:
         except ImportError:
             raise native_error from None
         reason = str(native_error)
-    warnings.warn(f"fastxent runs on Numba, which is slower: {reason}", RuntimeWarning, stacklevel=6)
+    message = (
+        f"fastxent runs on Numba, which is slower: {reason} (set_backend('numba') or {VARIABLE}=numba says that this is "
+        "what you want)"
+    )
+    warnings.warn(message, RuntimeWarning, stacklevel=6)
     return module

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"fastxent's compiled module cannot be imported ({error}); to build it, run `pip install .` in the source "
-        "folder, with a C compiler"
+        "folder, with a C compiler, or do without: `pip install 'fastxent[numba]'`"
     ) from error
 
 NAME = "native"

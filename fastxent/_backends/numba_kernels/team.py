@@ -1,0 +1,125 @@
+"""Threads for the Numba engine: kernels release the GIL, so Python's own threads do.
+
+Numba's threading layers are not used: one of them does not bear concurrent callers, another not a fork. Here a call's
+blocks are handed out in chunks to whoever is free: the calling thread, and helpers that live on between calls and sleep
+when there is nothing to do. If all helpers are busy with another call, the calling thread does its work alone. After a
+fork the child starts helpers of its own. Which thread takes a chunk changes no bit: each block has a place for its sums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Work = Callable[[int, Any], None]
+
+
+class Job:
+    """Chunks of one call: work(chunk, workspace)."""
+
+    def __init__(self, work: Work, chunks: int) -> None:
+        self.work, self.left = work, iter(range(chunks))
+        self.lock, self.idle = threading.Lock(), threading.Event()
+        self.active, self.closed = 0, False
+        self.error: BaseException | None = None
+
+    def join(self, workspace: Any) -> None:
+        """Take chunks until there are none."""
+        with self.lock:
+            if self.closed:
+                return
+            self.active += 1
+        try:
+            while True:
+                with self.lock:
+                    i = None if self.error else next(self.left, None)
+                if i is None:
+                    break
+                self.work(i, workspace)
+        except BaseException as error:  # of a helper: raised by the caller
+            self.error = self.error or error
+        finally:
+            with self.lock:
+                self.active -= 1
+                if not self.active:
+                    self.idle.set()
+
+    def finish(self) -> None:
+        """Let no further helper begin, and wait for those that have."""
+        with self.lock:
+            self.closed = True
+            waiting = self.active > 0
+        while waiting:
+            try:
+                self.idle.wait()
+                waiting = False
+            except BaseException as error:  # Ctrl-C: the helpers end with the chunks they have
+                self.error = self.error or error
+        if self.error is not None:
+            raise self.error
+
+
+class Team:
+    """The helpers of this process. `take` gives a thread its workspace, `give` takes it back."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[tuple[Job, Callable[[], Any], Callable[[Any], None]]] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.size = 0
+
+    def run(
+        self, work: Work, chunks: int, threads: int, take: Callable[[], Any], give: Callable[[Any], None]
+    ) -> None:
+        """Do all chunks, in any order, by up to `threads` threads."""
+        job = Job(work, chunks)
+        helpers = min(threads, chunks) - 1
+        if self.size < helpers:
+            self._grow(helpers)
+        for _ in range(min(helpers, self.size)):
+            self.jobs.put((job, take, give))
+        workspace = take()
+        job.join(workspace)
+        job.finish()
+        give(workspace)
+
+    def _grow(self, helpers: int) -> None:
+        with self.lock:
+            while self.size < helpers:
+                try:
+                    threading.Thread(target=self._help, name="fastxent", daemon=True).start()
+                except (RuntimeError, MemoryError):  # no more threads, or none any more: the interpreter ends
+                    return
+                self.size += 1
+
+    def _help(self) -> None:
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # the name that other tools show
+                Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("fastxent")
+        jobs = self.jobs
+        while True:
+            job, take, give = jobs.get()
+            try:
+                workspace = take()
+            except MemoryError:
+                continue
+            job.join(workspace)
+            give(workspace)
+            del job, workspace  # lest a sleeping helper keeps a call's arrays alive
+
+
+team = Team()
+
+
+def _renew() -> None:
+    global team
+    team = Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
