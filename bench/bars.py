@@ -193,7 +193,8 @@ def extra_memory(records: list[Record]) -> Iterator[Check]:
 
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
-    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products, extra_memory,
+    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products,
+    extra_memory,
 ]  # fmt: skip
 
 

@@ -6,8 +6,8 @@ given      the same into a gradient array made beforehand
 in_place   the same into the logits
 softmax, log_softmax    a new array
 
-What a library cannot do is left out. `Fastxent` is the subject, `FastxentNumba` its other engine, beside it and not one of
-those it is measured against; the peers are in baselines.py.
+What a library cannot do is left out. `Fastxent` is the subject, `FastxentNumba` its other engine, beside it and not
+one of those it is measured against; the peers are in baselines.py.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 @overload(_alike)
-def _alike_in_numba(a: Any, b: Any) -> Any:
+def _alike_in_numba(a, b):
     return (lambda a, b: True) if a.dtype == b.dtype else (lambda a, b: False)
 
 

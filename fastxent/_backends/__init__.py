@@ -66,8 +66,8 @@ def _default() -> Any:
             raise native_error from None
         reason = str(native_error)
     message = (
-        f"fastxent runs on Numba, which is slower: {reason} (set_backend('numba') or {VARIABLE}=numba says that this is "
-        "what you want)"
+        f"fastxent runs on Numba, which is slower: {reason} (set_backend('numba') or {VARIABLE}=numba says that this "
+        "is what you want)"
     )
     warnings.warn(message, RuntimeWarning, stacklevel=6)
     return module

@@ -1,14 +1,15 @@
 """Kullback-Leibler divergence of two rows of logits: the form of ``src/kernels/divergence.inl``.
 
-First both rows' maximum and sum, as in cross-entropy; then, with d = log p_c - log q_c, the sum of p*d - p + q: the same
-total, since p and q sum to 1, but of terms that are not negative. Where |d| is small a term is p*(d - 1 + exp(-d)) by its
-series, and the gradient q - p is p*(exp(-d) - 1): rows that nearly agree keep their digits.
+First both rows' maximum and sum, as in cross-entropy; then, with d = log p_c - log q_c, the sum of p*d - p + q: the
+same total, since p and q sum to 1, but of terms that are not negative. Where |d| is small a term is p*(d - 1 +
+exp(-d)) by its series, and the gradient q - p is p*(exp(-d) - 1): rows that nearly agree keep their digits.
 """
 
 from __future__ import annotations
 
 import math
 
+from .emission import emitted
 from .language import kernel
 from .layout import (
     BASE,
@@ -39,7 +40,7 @@ from .pick_blocks import fetched
 from .positions import block_range, operand, place, put_block, read_positions, run_at
 from .rows import row_find, row_max, row_sum
 from .runs import block_size, close, put_losses
-from .vectors import Kit, Total, Value, emitted
+from .vectors import Kit, Total, Value
 
 MINUS_INFINITY, INFINITY, NAN = -math.inf, math.inf, math.nan
 
@@ -127,7 +128,7 @@ def divergence_blocks(tag, c, f, r, d, s, start, stop):
         total, divisor = 0.0, 0.0
         while at < end:
             run_at(tag, c, r, at, end)
-            share, unused = read_positions(tag, c, f, r, d, 1)
+            share, _bad = read_positions(tag, c, f, r, d, 1)
             divisor += share
             close(tag, c, r, d)
             for k in range(r[VALID]):

@@ -171,7 +171,7 @@ def blocks_of(tag, c, f, r, d, s, start, stop, prepare):
         while at < end:
             run_at(tag, c, r, at, min(end, at + MAX_WIDTH))
             if masked or checked:
-                share, unused = read_positions(tag, c, f, r, d, not prepare)
+                share, _bad = read_positions(tag, c, f, r, d, not prepare)
                 divisor += share
             else:
                 r[VALID] = r[COUNT]

@@ -1,4 +1,6 @@
-"""Losses and activations of single elements, as functions over vectors: the forms of ``src/kernels/elementwise.inl``."""
+"""Losses and activations of single elements, as functions over vectors: the forms of
+``src/kernels/elementwise.inl``.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from ..._options import (
     OP_SMOOTH_L1,
     OP_SQUARED,
 )  # fmt: skip
+from .emission import emitted
 from .mathematics import Exponential, log_sum, numbers, polynomial, split
-from .vectors import Kit, Value, emitted
+from .vectors import Kit, Value
 
 
 def log1p_of_ratio(kit: Kit, w: Value) -> Value:
@@ -94,7 +97,8 @@ def at_element(kit: Kit, operation: int, x: Value, y: Value, positive: Value, pa
 
 def _loop_of(operation: int) -> Callable[..., None]:
     def body_of(
-        kit: Kit, x: Value, y: Value, positive: Value, loss: Value, slope: Value, n: Value, parameter: Value, scale: Value
+        kit: Kit, x: Value, y: Value, positive: Value, loss: Value, slope: Value, n: Value, parameter: Value,
+        scale: Value,
     ) -> None:
         bound, by = kit.full(parameter), kit.full(scale)
         with kit.loop(0, n, kit.lanes) as i:

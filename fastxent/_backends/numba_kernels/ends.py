@@ -59,8 +59,8 @@ def finish_run(tag, c, f, r, s, n):
     if not wants_loss(tag, c):
         return
     finish_losses(
-        tag, s + MAX, n, c[PROBS], c[CLASS_WEIGHT] != 0, operand(tag, c, WEIGHT, DATA) != 0, f[SMOOTHING] != 0, f[Z_SCALE],
-        1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS],
+        tag, s + MAX, n, c[PROBS], c[CLASS_WEIGHT] != 0, operand(tag, c, WEIGHT, DATA) != 0, f[SMOOTHING] != 0,
+        f[Z_SCALE],        1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS],
     )  # fmt: skip
     if c[FOCAL] and f[GAMMA] != 0:
         focal_losses(tag, s + MAX, n, f[GAMMA], f[Z_SCALE])

@@ -15,8 +15,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from . import layout
+from .emission import emitted
 from .mathematics import Exponential, log1p
-from .vectors import DOUBLE, Kit, Value, emitted
+from .vectors import DOUBLE, Kit, Value
 
 
 def array(kit: Kit, a: Value, which: int, j: Value) -> Value:

@@ -1,7 +1,8 @@
 """Blocks of positions that share their vectors: few classes, or a class axis that is not the last.
 
-Neighbouring positions of a matrix whose lines are classes are taken in place (COLUMNS), others through a tile that holds
-up to TILE_CLASSES classes of some positions; where there are more classes the tile is packed again for each pass.
+Neighbouring positions of a matrix whose lines are classes are taken in place (COLUMNS), others through a tile that
+holds up to TILE_CLASSES classes of some positions; where there are more classes the tile is packed again for each
+pass.
 """
 
 from __future__ import annotations
@@ -241,17 +242,14 @@ def panel_run(tag, c, f, r, d, s, k, width, w, columns, wants_output):
     else:
         p = panel_forward(tag, c, f, r, s, k, width, w, columns, c[KIND])
     if c[OPERATION] <= OP_LOSS_SOFTMAX and not c[PROBS]:
-        own = c[DIRECT] or (columns and not c[TRANSFORM])
+        own, stride = c[DIRECT] or (columns and not c[TRANSFORM]), operand(tag, c, X, CLASS_STRIDE)
         for j in range(width):
             t = max(r[TARGET + k + j], 0)
             if whole:
                 z = float(get(tag, p + (t * w + j) * size))
             else:
                 x = r[BASE + X] + place(tag, r, k + j) * r[STEP + X]
-                if own:
-                    z = float(get(tag, x + t * operand(tag, c, X, CLASS_STRIDE)))
-                else:
-                    z = read_logit(tag, c, f, s, x, t)
+                z = get(tag, x + t * stride) if own else read_logit(tag, c, f, s, x, t)
             put(tag, s + GAP + (k + j) * size, z)
     if not wants_output:
         return

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import layout
+from .emission import emitted
 from .finish import array, load
 from .mathematics import Exponential
 from .rows import ARRAY, ENTROPY, NONE, UNIFORM
-from .vectors import Kit, Value, added, emitted, with_lost
+from .vectors import Kit, Value, added, with_lost
 
 LINES = 32  # classes taken for one vector of positions before the next one's turn
 

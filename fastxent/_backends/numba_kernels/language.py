@@ -1,13 +1,14 @@
 """Control flow for the kernels: plain Python functions of numbers, translated to LLVM.
 
-`kernel` takes the subset of Python in which ``positions.py``, ``blocks.py`` and the rest are written: int64 and float64
-variables, arrays of them by address, if, for over range, while, return, and calls of other kernels and of what `emitted`
-made. Numba would compile these functions as well, and did; but it optimises each one for itself and then again inside of
-every caller, which took 17 seconds where this takes less than one. What Numba compiles is the entry (`entries.py`).
+`kernel` takes the subset of Python in which ``positions.py``, ``blocks.py`` and the rest are written: int64 and
+float64 variables, arrays of them by address, if, for over range, while, return, and calls of other kernels and of
+what `emitted` made. Numba would compile these functions as well, and did; but it optimises each one for itself and
+then again inside of every caller, which took 17 seconds where this takes less than one. What Numba compiles is the
+entry (`entries.py`).
 
 Parameters are int64 (truth values and addresses too), or float64 where annotated `float`; those called c and r are
-arrays of int64, f and d of float64. The first, `tag`, stands for the compute type and is not passed on. A variable keeps
-the type of its first value.
+arrays of int64, f and d of float64. The first, `tag`, stands for the compute type and is not passed on. A variable
+keeps the type of its first value.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from .vectors import BIT, DOUBLE, INT64, Emitted, Kit, Value, built
+from .emission import Emitted, built
+from .vectors import BIT, DOUBLE, INT64, Kit, Value
 
 TRAITS = ("noinline", "optsize")
 ARRAYS = {"c": INT64, "r": INT64, "f": DOUBLE, "d": DOUBLE}

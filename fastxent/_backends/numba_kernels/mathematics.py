@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
-from .vectors import Kit, Value, emitted
+from .emission import emitted
+from .vectors import Kit, Value
 
 
 class Numbers(NamedTuple):

@@ -12,7 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from .vectors import DOUBLE, INLINE, INT64, SMALL, Kit, Value, built, constant, emitted
+from .emission import INLINE, SMALL, built, emitted
+from .vectors import DOUBLE, INT64, Kit, Value, constant
 
 F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64 = range(12)
 SIZES = (4, 8, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8)
@@ -148,13 +149,18 @@ def emit(kit: Kit, to: Value, dtype: Value, stride: Value, p: Value, n: Value) -
         kit.store(slot, value)
 
     for code in (F32, F64, F16, BF16) if kit.single else (F64,):
+
+        def one(i: Value, vector: bool, code: int = code, step: Any = SIZES[code]) -> None:
+            stored(p + i * kit.size, to + i * step, code, vector)
+
+        def apart(i: Value, code: int = code) -> None:
+            stored(p + i * kit.size, to + i * stride, code, False)
+
         with kit.when(dtype.equals(code)):
             with kit.when(stride.equals(SIZES[code])):
-                _by_vectors(
-                    kit, n, lambda i, v, code=code: stored(p + i * kit.size, to + i * SIZES[code], code, v)  # type: ignore[misc]
-                )
+                _by_vectors(kit, n, one)
                 kit.b.ret_void()
-            _each(kit, n, lambda i, code=code: stored(p + i * kit.size, to + i * stride, code, False))  # type: ignore[misc]
+            _each(kit, n, apart)
             kit.b.ret_void()
 
 

@@ -1,8 +1,8 @@
 """Losses without a sum over exponentials, and the backward of the activations.
 
-Of given log-probabilities (-x) or probabilities (-log x), at the target's class or weighted over the classes; the plain
-masked sum of given losses (x itself); y*(g - sum g*y) of softmax and g - exp(y)*sum g of log-softmax, from the output y.
-A coefficient of 0 skips its term, whatever it multiplies.
+Of given log-probabilities (-x) or probabilities (-log x), at the target's class or weighted over the classes; the
+plain masked sum of given losses (x itself); y*(g - sum g*y) of softmax and g - exp(y)*sum g of log-softmax, from the
+output y. A coefficient of 0 skips its term, whatever it multiplies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..._options import (
     OP_REDUCE,
     OP_SOFTMAX_GRAD,
 )  # fmt: skip
+from .emission import emitted
 from .language import kernel
 from .layout import (
     BASE,
@@ -47,7 +48,7 @@ from .mathematics import Exponential, log, log_number
 from .memory import emit, fetch, get, get_double, get_size, put
 from .positions import block_range, operand, place, put_block, read_positions, run_at
 from .runs import block_size, close, coefficients, probabilities_of, put_losses, zero_row
-from .vectors import Kit, Total, Value, emitted
+from .vectors import Kit, Total, Value
 
 AS_GIVEN, NEGATIVE, NEGATIVE_LOG = range(3)
 
@@ -130,11 +131,16 @@ def pick_row(tag, c, f, s, x, q, to, form, upstream: float):
     return total
 
 
+@kernel("i")
+def has_gradient(tag, c):
+    return c[OPERATION] == OP_NLL_GRAD or c[OPERATION] == OP_PROBS_GRAD
+
+
 @kernel()
 def pick_run(tag, c, f, r, d, s):
     """OP_NLL, OP_PROBS, their gradients, and OP_REDUCE, of the run's valid positions."""
     operation, size = c[OPERATION], get_size(tag)
-    gradient = operation == OP_NLL_GRAD or operation == OP_PROBS_GRAD
+    gradient = has_gradient(tag, c)
     form = AS_GIVEN if operation == OP_REDUCE else NEGATIVE if operation <= OP_NLL_GRAD else NEGATIVE_LOG
     stride, weighted = operand(tag, c, OUT, CLASS_STRIDE), operand(tag, c, WEIGHT, DATA)
     x_stride, dtype, swapped = operand(tag, c, X, CLASS_STRIDE), operand(tag, c, X, DTYPE), operand(tag, c, X, SWAPPED)
@@ -187,7 +193,7 @@ def backward_run(tag, c, r, s):
 @kernel()
 def pick_blocks(tag, c, f, r, d, s, start, stop):
     """Operations from OP_NLL to OP_LOG_SOFTMAX_GRAD."""
-    gradient = c[OPERATION] == OP_NLL_GRAD or c[OPERATION] == OP_PROBS_GRAD
+    gradient = has_gradient(tag, c)
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
         total, divisor, bad = 0.0, 0.0, -1

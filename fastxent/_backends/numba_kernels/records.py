@@ -311,10 +311,10 @@ class Record:
             head[FAMILY] = LANES
         elif x[1] in (item, -item):
             head[FAMILY] = ROWS if self.classes >= ROWS_FROM[size] else LANES
-        elif not plain or head[PROBS] or not self.shape or x[4][-1] != size or (out is not None and (out[4][-1] != size or out[2] != x[2])):
-            head[FAMILY] = LANES
         else:
-            head[FAMILY] = COLUMNS
+            fits = plain and not head[PROBS] and self.shape and x[4][-1] == size
+            fits = fits and (out is None or (out[4][-1] == size and out[2] == x[2]))
+            head[FAMILY] = COLUMNS if fits else LANES
         if head[FAMILY] == ROWS and self.classes < 64:
             head[DIRECT] = 0
         tile = TILE_BYTES // (min(self.classes or 1, TILE_CLASSES) * size)

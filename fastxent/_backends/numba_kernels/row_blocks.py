@@ -146,7 +146,9 @@ def rows_forward(tag, c, f, r, d, s, wants_output):
 
 
 @kernel()
-def write_kind(tag, p, to, n, top: float, factor: float, spread: float, scale: float, at, value: float, w, kind, logarithm):
+def write_kind(
+    tag, p, to, n, top: float, factor: float, spread: float, scale: float, at, value: float, w, kind, logarithm
+):
     if logarithm:
         row_write_log(tag, p, to, n, top, factor, spread, scale, at, value, w)
     elif kind == NONE:

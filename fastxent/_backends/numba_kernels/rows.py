@@ -1,8 +1,9 @@
-"""Rows: lanes along the classes. Each function takes n >= a group (4 vectors) of neighbouring classes of the compute type.
+"""Rows: lanes along the classes. Each function takes n >= a group (4 vectors) of neighbouring classes of the compute
+type.
 
-What is left of a row after its whole groups is taken by a group that ends with the row: for a maximum it does no harm to
-see a class twice, in sums the lanes that were there already are dropped, and a result written twice is the same twice
-(the last group is computed before the first is written, since results may replace the logits).
+What is left of a row after its whole groups is taken by a group that ends with the row: for a maximum it does no harm
+to see a class twice, in sums the lanes that were there already are dropped, and a result written twice is the same
+twice (the last group is computed before the first is written, since results may replace the logits).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .emission import emitted
 from .mathematics import Exponential, tanh
-from .vectors import INT64, Kit, Total, Value, emitted
+from .vectors import INT64, Kit, Total, Value
 
 NONE, UNIFORM, ARRAY, ENTROPY = range(4)  # how the coefficients of the classes are given; ENTROPY: the exponentials
 
@@ -45,7 +47,8 @@ def row_max(kit: Kit, p: Value, n: Value) -> Value:
 
     groups(kit, n, body)
     a, b, c, d = (v.get() for v in best)
-    return kit.fold(kit.max(kit.max(a, b), kit.max(c, d)), lambda x, y: Value(kit, kit.b.select((x > y).raw, x.raw, y.raw)))
+    best_of_all = kit.max(kit.max(a, b), kit.max(c, d))
+    return kit.fold(best_of_all, lambda x, y: Value(kit, kit.b.select((x > y).raw, x.raw, y.raw)))
 
 
 @emitted("iir", "i")
@@ -173,10 +176,10 @@ row_write_log = emitted("iiirrrdiri", name="row_write_log")(_write_of(NONE, True
 
 @emitted("iiidd")
 def bend(kit: Kit, z: Value, slope: Value, n: Value, scale: Value, softcap: Value) -> None:
-    """Z of logits in place, and dz/dx; a last vector is done in full.
+    """Turn logits into z in place, and give dz/dx; a last vector is done in full.
 
-    z = softcap*tanh(scale*x/softcap), or scale*x without softcap. An infinite logit stays infinite (a removed class stays
-    removed), with the slope of the middle.
+    z = softcap*tanh(scale*x/softcap), or scale*x without softcap. An infinite logit stays infinite (a removed class
+    stays removed), with the slope of the middle.
     """
     by = kit.full(scale)
     with kit.when(softcap <= 0.0):
@@ -217,4 +220,5 @@ def mix(kit: Kit, q: Value, weights: Value, n: Value, keep: Value, spread: Value
         with kit.loop(0, whole, kit.lanes) as i:
             kit.store(q + i * kit.size, kit.load(q + i * kit.size) * kit.load(weights + i * kit.size))
         with kit.loop(whole, n) as i:
-            kit.store(q + i * kit.size, kit.load(q + i * kit.size, kit.real) * kit.load(weights + i * kit.size, kit.real))
+            at, weight = q + i * kit.size, kit.load(weights + i * kit.size, kit.real)
+            kit.store(at, kit.load(at, kit.real) * weight)

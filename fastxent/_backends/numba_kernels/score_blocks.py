@@ -132,7 +132,7 @@ def score_row(tag, c, f, s, x, target, value: float, heap, classes_of):
         if heap:
             add = row_sum(tag, p, m, reference, scale, skip, 0)
         else:
-            add, more, unused = row_sum_entropy(tag, p, m, reference, scale, skip, 0)
+            add, more, _mass = row_sum_entropy(tag, p, m, reference, scale, skip, 0)
             moment += more
         together = total + add
         lost += (total - together) + add if total > add else (add - together) + total  # Neumaier
@@ -217,7 +217,7 @@ def score_tops(tag, c, f, r, s):
     for i in range(r[COUNT]):
         at = (r[FIRST] + i) * k
         heap, classes_of = c[STATISTICS] + at * size, c[STATISTICS + 1] + at * 8
-        top, rest, moment, argmax, rank = score_row(
+        top, rest, _moment, _argmax, _rank = score_row(
             tag, c, f, s, r[BASE + X] + i * r[STEP + X], 0, 0.0, heap, classes_of
         )
         for n in range(k - 1, 0, -1):

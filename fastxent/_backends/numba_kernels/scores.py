@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from . import layout
+from .emission import emitted
 from .finish import array, load
 from .mathematics import log1p
-from .vectors import INT64, Kit, Value, emitted
+from .vectors import INT64, Kit, Value
 
 
 def _count_of(how: str) -> Callable[..., Value]:
@@ -46,8 +47,9 @@ def find_larger(kit: Kit, p: Value, n: Value, value: Value) -> Value:
 
 @emitted("iiiii")
 def lanes_order(kit: Kit, p: Value, distance: Value, n: Value, width: Value, a: Value) -> None:
-    """Of each position: the maximum so far (MAX), where these n classes raised it (FACTOR; -1: nowhere), and how many of
-    them come before the target (SPREAD), whose logit is TOP and whose place VALUE: larger ones, and equal ones before.
+    """Of each position: the maximum so far (MAX), where these n classes raised it (FACTOR; -1: nowhere), and how many
+    of them come before the target (SPREAD), whose logit is TOP and whose place VALUE: larger ones, and equal ones
+    before.
     """
     with kit.loop(0, width, kit.lanes) as j:
         target, at = load(kit, a, layout.TOP, j), load(kit, a, layout.VALUE, j)

@@ -1,9 +1,10 @@
 """Threads for the Numba engine: kernels release the GIL, so Python's own threads do.
 
 Numba's threading layers are not used: one of them does not bear concurrent callers, another not a fork. Here a call's
-blocks are handed out in chunks to whoever is free: the calling thread, and helpers that live on between calls and sleep
-when there is nothing to do. If all helpers are busy with another call, the calling thread does its work alone. After a
-fork the child starts helpers of its own. Which thread takes a chunk changes no bit: each block has a place for its sums.
+blocks are handed out in chunks to whoever is free: the calling thread, and helpers that live on between calls and
+sleep when there is nothing to do. If all helpers are busy with another call, the calling thread does its work alone.
+After a fork the child starts helpers of its own. Which thread takes a chunk changes no bit: each block has a place
+for its sums.
 """
 
 from __future__ import annotations
