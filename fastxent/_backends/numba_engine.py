@@ -8,6 +8,7 @@ these files or in the user's cache (Numba's ``NUMBA_CACHE_DIR`` names another pl
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from .numba_kernels import entries, layout, team
 from .numba_kernels.records import Record, address
 
 NAME = "numba"
-PARALLEL_ELEMENTS = 1 << 17  # smaller calls stay on the calling thread: to wake another costs more
-PARTIAL_SUMS = 5  # of blocks: losses, divisor, first bad position + 1, and what the two additions lost
+PARALLEL_ELEMENTS = 1 << 19  # smaller calls stay on the calling thread: to wake another costs more
+# Sums that blocks add to: losses, divisor, first bad position + 1, and what the two additions lost.
+NOTHING = (0.0,) * 5
 CHUNK_ELEMENTS = 1 << 26  # larger pieces of work would keep Ctrl-C waiting
 
 _workspaces: list[tuple[int, int, int, Any]] = []  # of threads that do not run now: kept between calls
@@ -99,10 +101,18 @@ class Call:
         if not blocks:
             return 0.0, 0.0, -1
         sums = -(-blocks // per)
-        partial = np.zeros((sums, PARTIAL_SUMS))
-        record.place_partial(partial)
         kernel, tag = entries.chosen(record, prepare)
-        integers, numbers = address(record.integers), address(record.numbers)
+        integers, numbers = record.integers.buffer_info()[0], record.numbers.buffer_info()[0]
+        if sums == 1:
+            one = array("d", NOTHING)
+            record.place_partial(one.buffer_info()[0])
+            workspace = _take()
+            kernel(tag, integers, numbers, *workspace[:3], 0, blocks)
+            _workspaces.append(workspace)
+            total, divisor, bad, total_lost, divisor_lost = one
+            return _with(total, total_lost), _with(divisor, divisor_lost), int(bad) - 1
+        partial = np.zeros((sums, len(NOTHING)))
+        record.place_partial(address(partial))
         elements = record.positions * (1 if prepare else record.classes)
         threads = record.threads if elements >= PARALLEL_ELEMENTS else 1
         chunks = min(sums, max(threads * 8 if threads > 1 else 1, elements // CHUNK_ELEMENTS))
@@ -117,9 +127,6 @@ class Call:
                 kernel(tag, integers, numbers, *workspace[:3], i * size, min(blocks, (i + 1) * size))
 
             team.team.run(work, -(-blocks // size), threads, _take, _workspaces.append)
-        if sums == 1:
-            total, divisor, bad, total_lost, divisor_lost = partial[0].tolist()
-            return _with(total, total_lost), _with(divisor, divisor_lost), int(bad) - 1
         columns = partial.T.tolist()
         wrong = [bad for bad in columns[2] if bad]
         return _sum(columns[0], columns[3]), _sum(columns[1], columns[4]), int(min(wrong)) - 1 if wrong else -1
@@ -136,5 +143,6 @@ def _sum(terms: list[float], lost: list[float]) -> float:
         return math.fsum(terms + lost)
     except (OverflowError, ValueError):  # beyond the largest number, or infinities of both signs
         return sum(terms)
+
 
 open = Call  # the name that every engine has

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from ..._options import OP_DIVERGENCE, OP_LOGSUMEXP, OP_STATISTICS
-from .layout import FAMILY, ROWS
+from .layout import FAMILY, OUT, ROWS
 
+BLOCKS: Any = None  # see entry
 TAGS = {4: np.float32(0), 8: np.float64(0)}
 
 
@@ -31,14 +33,18 @@ def fingerprint() -> int:
 
 def entry(kernel: Any) -> Any:
     """The function that Python calls, around a kernel that runs a range of blocks."""
-    stamp, blocks = fingerprint(), kernel.intrinsic
+    stamp = fingerprint()
 
     def run(tag: Any, c: int, f: int, r: int, d: int, s: int, start: int, stop: int) -> int:
-        blocks(tag, c, f, r, d, s, start, stop)
+        BLOCKS(tag, c, f, r, d, s, start, stop)
         return stamp
 
-    run.__name__ = run.__qualname__ = f"run_{kernel.function.__name__}"
-    return njit(nogil=True, cache=True)(run)
+    # BLOCKS is a global variable of this function alone. It may not be one of the closure: Numba would put it into the
+    # key of the cache, and an intrinsic has another name in each process.
+    name = f"run_{kernel.function.__name__}"
+    own = FunctionType(run.__code__, {"BLOCKS": kernel.intrinsic, "__name__": __name__}, name, None, run.__closure__)
+    own.__qualname__ = name
+    return njit(nogil=True, cache=True)(own)
 
 
 @cache
@@ -48,8 +54,12 @@ def entry_of(name: str) -> Any:
         from .positions import prepare_all as blocks
     elif name == "rows":
         from .row_blocks import row_blocks as blocks
+    elif name == "rows with output":
+        from .row_blocks import row_output_blocks as blocks
     elif name == "lanes":
         from .lane_blocks import lane_blocks as blocks
+    elif name == "lanes with output":
+        from .lane_blocks import lane_output_blocks as blocks
     elif name == "picks":
         from .pick_blocks import pick_blocks as blocks
     elif name == "scores":
@@ -76,4 +86,5 @@ def chosen(record: Any, prepare: bool) -> tuple[Any, Any]:
         return entry_of("scores"), tag
     if operation > OP_LOGSUMEXP:
         return entry_of("picks"), tag
-    return entry_of("rows" if record.integers[FAMILY] == ROWS else "lanes"), tag
+    name = "rows" if record.integers[FAMILY] == ROWS else "lanes"
+    return entry_of(name if record.operands[OUT] is None else name + " with output"), tag

@@ -68,7 +68,7 @@ from .layout import (
     X,
     Y,
 )  # fmt: skip
-from .memory import emit, fetch, gather, get, get_size, put, scatter, times
+from .memory import emit, fetch, gather, get, get_size, put, scatter, times, transpose
 from .positions import block_range, operand, place, put_block, read_positions, run_at
 from .rows import NONE, UNIFORM, bend, mix
 from .runs import (
@@ -94,6 +94,9 @@ def pack(tag, c, r, s, which, tile, k, width, w, c0, n):
             fetch(tag, tile + i * line, start + i * stride, dtype, swapped, step, width)
         return
     plain = stride == size and dtype == (0 if size == 4 else 1) and not swapped
+    if plain and not r[CLOSED]:
+        transpose(tag, tile, line, base + (k + ahead) * step + c0 * stride, step, width, n)
+        return
     for j in range(width):
         x = base + (place(tag, r, k + j) + ahead) * step + c0 * stride
         if not plain:
@@ -111,6 +114,10 @@ def unpack(tag, c, r, s, k, width, w, c0, n):
     if not r[CLOSED] and abs(step) < abs(stride):
         for i in range(n):
             emit(tag, base + k * step + (c0 + i) * stride, dtype, step, s + TILE + i * line, width)
+        return
+    plain = stride == size and dtype == (0 if size == 4 else 1)
+    if plain and not r[CLOSED]:
+        transpose(tag, base + k * step + c0 * stride, step, s + TILE, line, n, width)
         return
     for j in range(width):
         gather(tag, s + MADE, s + TILE + j * size, line, n)
@@ -228,10 +235,10 @@ def panel_write(tag, c, f, r, d, s, k, width, w, columns, whole):
 
 
 @kernel()
-def panel_run(tag, c, f, r, d, s, k, width, w, columns, wants_output):
+def panel_find(tag, c, f, r, s, k, width, w, columns):
     """`width` positions from number k on, w of them with the filling of the last vector."""
     size, classes = get_size(tag), c[CLASSES]
-    softmax, whole = c[OPERATION] >= OP_LOSS_SOFTMAX, not columns and classes <= TILE_CLASSES
+    whole = not columns and classes <= TILE_CLASSES
     p = 0
     if c[SAVED]:
         for j in range(width):
@@ -251,8 +258,13 @@ def panel_run(tag, c, f, r, d, s, k, width, w, columns, wants_output):
                 x = r[BASE + X] + place(tag, r, k + j) * r[STEP + X]
                 z = get(tag, x + t * stride) if own else read_logit(tag, c, f, s, x, t)
             put(tag, s + GAP + (k + j) * size, z)
-    if not wants_output:
-        return
+
+
+@kernel()
+def panel_output(tag, c, f, r, d, s, k, width, w, columns):
+    """The results of the same positions over the classes."""
+    size, softmax = get_size(tag), c[OPERATION] >= OP_LOSS_SOFTMAX
+    whole = not columns and c[CLASSES] <= TILE_CLASSES and not c[SAVED]
     if c[PROBS] and not softmax:
         panel_tops(tag, c, f, r, d, s, k, width, w, whole)
     finish_terms(tag, c, f, s + MAX + k * size, width)
@@ -264,35 +276,78 @@ def panel_run(tag, c, f, r, d, s, k, width, w, columns, wants_output):
     panel_write(tag, c, f, r, d, s, k, width, w, columns, whole)
 
 
+@kernel("dii")
+def lane_run(tag, c, f, r, d, s, at, end, wants_output):
+    """Read the run from position `at` on; (its share of the divisor, a bad position, how many positions to take)."""
+    run_at(tag, c, r, at, end)
+    share, bad = read_positions(tag, c, f, r, d, wants_output)
+    if c[FAMILY] != COLUMNS or r[VALID] == 0:
+        close(tag, c, r, d)
+    count = r[VALID] if r[CLOSED] else r[COUNT]
+    fill_given(tag, c, r, d, s, count)
+    return share, bad, count
+
+
+@kernel("ii")
+def panel_at(tag, c, r, k, count):
+    """How many positions the panel from number k on has, and whether it is in place."""
+    vector, left = 64 // get_size(tag), count - k
+    straight = c[FAMILY] == COLUMNS and not r[CLOSED] and left >= vector
+    return left // vector * vector if straight else min(left, c[WIDTH]), straight
+
+
+@kernel("i")
+def rounded(tag, width):
+    """So many positions with the filling of the last vector."""
+    vector = 64 // get_size(tag)
+    return (width + vector - 1) // vector * vector
+
+
+@kernel("d")
+def lane_losses(tag, c, f, r, s, count):
+    """Write the run's losses, if it has some; returns their sum."""
+    finish_run(tag, c, f, r, s, count)
+    return put_losses(tag, c, r, s) if wants_loss(tag, c) else 0.0
+
+
 @kernel()
 def lane_blocks(tag, c, f, r, d, s, start, stop):
-    """Operations up to OP_LOGSUMEXP."""
-    wants_output = operand(tag, c, OUT, 0) != 0
-    vector = 64 // get_size(tag)
+    """Operations up to OP_LOGSUMEXP without an output of the logits' shape."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
         total, divisor, bad = 0.0, 0.0, -1
         while at < end:
-            run_at(tag, c, r, at, end)
-            share, wrong = read_positions(tag, c, f, r, d, wants_output)
+            share, wrong, count = lane_run(tag, c, f, r, d, s, at, end, 0)
             divisor += share
             if bad < 0:
                 bad = wrong
-            columns = c[FAMILY] == COLUMNS
-            if not columns or r[VALID] == 0:
-                close(tag, c, r, d)
-            count = r[VALID] if r[CLOSED] else r[COUNT]
-            fill_given(tag, c, r, d, s, count)
             k = 0
             while k < count:
-                left = count - k
-                straight = columns and not r[CLOSED] and left >= vector
-                width = left // vector * vector if straight else min(left, c[WIDTH])
-                w = (width + vector - 1) // vector * vector
-                panel_run(tag, c, f, r, d, s, k, width, w, straight, wants_output)
+                width, straight = panel_at(tag, c, r, k, count)
+                panel_find(tag, c, f, r, s, k, width, rounded(tag, width), straight)
                 k += width
-            finish_run(tag, c, f, r, s, count)
-            if wants_loss(tag, c):
-                total += put_losses(tag, c, r, s)
+            total += lane_losses(tag, c, f, r, s, count)
+            at += r[COUNT]
+        put_block(tag, c, block, total, divisor, bad)
+
+
+@kernel()
+def lane_output_blocks(tag, c, f, r, d, s, start, stop):
+    """The same with such an output."""
+    for block in range(start, min(stop, c[BLOCKS])):
+        at, end = block_range(tag, c, block)
+        total, divisor, bad = 0.0, 0.0, -1
+        while at < end:
+            share, wrong, count = lane_run(tag, c, f, r, d, s, at, end, 1)
+            divisor += share
+            if bad < 0:
+                bad = wrong
+            k = 0
+            while k < count:
+                width, straight = panel_at(tag, c, r, k, count)
+                panel_find(tag, c, f, r, s, k, width, rounded(tag, width), straight)
+                panel_output(tag, c, f, r, d, s, k, width, rounded(tag, width), straight)
+                k += width
+            total += lane_losses(tag, c, f, r, s, count)
             at += r[COUNT]
         put_block(tag, c, block, total, divisor, bad)

@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 
 from .emission import INLINE, SMALL, built, emitted
-from .vectors import DOUBLE, INT64, Kit, Value, constant
+from .vectors import BIT, DOUBLE, INT64, Kit, Value, constant
 
 F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16, U32, U64 = range(12)
 SIZES = (4, 8, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8)
@@ -165,8 +165,8 @@ def emit(kit: Kit, to: Value, dtype: Value, stride: Value, p: Value, n: Value) -
 
 
 @emitted("iiiii", traits=SMALL)
-def read_indices(kit: Kit, to: Value, p: Value, dtype: Value, step: Value, n: Value) -> None:
-    """N class indices to int64; an uint64 keeps its bits."""
+def read_any_indices(kit: Kit, to: Value, p: Value, dtype: Value, step: Value, n: Value) -> None:
+    """As `read_indices`, of whatever type."""
 
     def one(i: Value) -> None:
         for code in (I64, I32, I8, I16, U8, U16, U32, U64):
@@ -177,6 +177,81 @@ def read_indices(kit: Kit, to: Value, p: Value, dtype: Value, step: Value, n: Va
                 kit.store(to + i * 8, Value(kit, raw))
 
     _each(kit, n, one)
+
+
+@emitted("iiiii")
+def read_indices(kit: Kit, to: Value, p: Value, dtype: Value, step: Value, n: Value) -> None:
+    """Class indices, n of them, to int64; an uint64 keeps its bits."""
+    for code in (I64, I32):
+        with kit.when(dtype.equals(code) & step.equals(SIZES[code])):
+            few, many = ir.IntType(8 * SIZES[code]), ir.VectorType(ir.IntType(8 * SIZES[code]), 8)
+            whole = n & -8
+            for start, stop, by, kind in ((kit.number(0), whole, 8, many), (whole, n, 1, few)):
+                with kit.loop(start, stop, by) as i:
+                    raw = kit.load(p + i * SIZES[code], kind).raw
+                    if code == I32:
+                        raw = kit.b.sext(raw, ir.VectorType(INT64, 8) if by == 8 else INT64)
+                    kit.store(to + i * 8, Value(kit, raw))
+            kit.b.ret_void()
+    kit.b.call(built(read_any_indices, kit.b.module, kit.single), [v.raw for v in (to, p, dtype, step, n)])
+
+
+@emitted("iiiii", "i")
+def all_inside(kit: Kit, p: Value, n: Value, classes: Value, ignoring: Value, ignore: Value) -> Value:
+    """Whether all n class indices (with room for 8) are in range, and none is the one that is ignored."""
+    kind = ir.VectorType(INT64, 8)
+    outside = kit.variable(Value(kit, ir.Constant(ir.VectorType(BIT, 8), [0] * 8)))
+    first = Value(kit, ir.Constant(kind, list(range(8))))
+
+    def spread(v: Value) -> Value:
+        raw = kit.b.insert_element(ir.Constant(kind, ir.Undefined), v.raw, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
+        return Value(kit, kit.b.shuffle_vector(raw, ir.Constant(kind, ir.Undefined), zeros))
+
+    limit, never, end = spread(classes), spread(ignore), spread(n)
+    heeded = Value(kit, kit.b.trunc(spread(ignoring).raw, ir.VectorType(BIT, 8)))
+    with kit.loop(0, n, 8) as i:
+        v = kit.load(p + i * 8, kind)
+        wrong = Value(kit, kit.b.icmp_unsigned(">=", v.raw, limit.raw)) | (v.equals(never) & heeded)
+        outside.set(outside.get() | (wrong & (first + spread(i) < end)))
+    return Value(kit, kit.b.zext(kit.as_bits(outside.get()).equals(0).raw, INT64))
+
+
+@emitted("iiiiii")
+def transpose(kit: Kit, to: Value, line: Value, p: Value, step: Value, rows: Value, columns: Value) -> None:
+    """Rows at p, `step` bytes apart, of so many columns, to lines at `to`, `line` bytes apart: one a column.
+
+    Squares of as many as a vector has lanes go through registers: in log2 lanes rounds vectors swap every other
+    element, then every other two ...
+    """
+    lanes, size = kit.lanes, kit.size
+    whole_rows, whole_columns = rows & -lanes, columns & -lanes
+
+    def swapped(a: Value, b: Value, by: int) -> tuple[Value, Value]:
+        low = [i if not i & by else lanes + i - by for i in range(lanes)]
+        high = [i + by if not i & by else lanes + i for i in range(lanes)]
+        kind = ir.VectorType(ir.IntType(32), lanes)
+        made = [kit.b.shuffle_vector(a.raw, b.raw, ir.Constant(kind, mask)) for mask in (low, high)]
+        return Value(kit, made[0]), Value(kit, made[1])
+
+    with kit.loop(0, whole_rows, lanes) as r, kit.loop(0, whole_columns, lanes) as c:
+        vectors = [kit.load(p + (r + i) * step + c * size) for i in range(lanes)]
+        by = 1
+        while by < lanes:
+            for i in range(lanes):
+                if not i & by:
+                    vectors[i], vectors[i + by] = swapped(vectors[i], vectors[i + by], by)
+            by *= 2
+        for i, v in enumerate(vectors):
+            kit.store(to + (c + i) * line + r * size, v)
+
+    def one(r: Value, c: Value) -> None:
+        kit.store(to + c * line + r * size, kit.load(p + r * step + c * size, kit.real))
+
+    with kit.loop(whole_columns, columns) as c, kit.loop(0, whole_rows) as r:
+        one(r, c)
+    with kit.loop(whole_rows, rows) as r, kit.loop(0, columns) as c:
+        one(r, c)
 
 
 @emitted("iiii")

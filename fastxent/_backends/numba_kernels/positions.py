@@ -50,7 +50,7 @@ from .layout import (
     WEIGHT,
     Y,
 )  # fmt: skip
-from .memory import get_byte, get_double, get_integer, put_double, read_indices
+from .memory import all_inside, get_byte, get_double, get_integer, put_double, read_indices
 
 
 @kernel("i")
@@ -146,6 +146,11 @@ def read_positions(tag, c, f, r, d, with_upstream):
     mask, weight = r[BASE + MASK], r[BASE + WEIGHT]
     mask_step, weight_step = r[STEP + MASK], r[STEP + WEIGHT]
     ignoring, ignore = c[HAS_IGNORE] != 0 and indexed, c[IGNORE]
+    plain = live == n and not mask and not weight
+    if plain and (not indexed or all_inside(tag, r + 8 * TARGET, n, classes, ignoring, ignore)):
+        r[VALID] = n
+        put_upstream(tag, c, f, r, d, with_upstream)
+        return divisor_of(tag, c, r, d, indexed), -1
     valid = 0
     for i in range(live):
         t = r[TARGET + i]
@@ -169,22 +174,34 @@ def read_positions(tag, c, f, r, d, with_upstream):
             d[SAMPLE + i] = 0.0
     r[VALID] = valid
 
-    if with_upstream and not c[UNIFORM_UPSTREAM]:
-        up, up_step = r[BASE + UPSTREAM], r[STEP + UPSTREAM]
-        for i in range(n):
-            u = f[SCALE]
-            if c[SEQUENCE_SCALE]:
-                u *= get_double(tag, c[SEQUENCE_SCALE] + 8 * ((first + i) // c[LENGTH]))
-            if up:
-                u *= get_double(tag, up + i * up_step)
-            d[SLOPES + i] = u * d[SAMPLE + i] if weight else u
+    put_upstream(tag, c, f, r, d, with_upstream)
+    return divisor_of(tag, c, r, d, indexed), bad
 
-    share = c[POSITION_WEIGHT]
+
+@kernel()
+def put_upstream(tag, c, f, r, d, wanted):
+    """The run's incoming gradients, where they are wanted and not all the same."""
+    if not wanted or c[UNIFORM_UPSTREAM]:
+        return
+    up, up_step, first, weight = r[BASE + UPSTREAM], r[STEP + UPSTREAM], r[FIRST], r[BASE + WEIGHT]
+    for i in range(r[COUNT]):
+        u = f[SCALE]
+        if c[SEQUENCE_SCALE]:
+            u *= get_double(tag, c[SEQUENCE_SCALE] + 8 * ((first + i) // c[LENGTH]))
+        if up:
+            u *= get_double(tag, up + i * up_step)
+        d[SLOPES + i] = u * d[SAMPLE + i] if weight else u
+
+
+@kernel("d")
+def divisor_of(tag, c, r, d, indexed):
+    """The run's share of the divisor; each position's is kept where that is wanted."""
+    share, weight = c[POSITION_WEIGHT], r[BASE + WEIGHT]
     classed = indexed and c[CLASS_WEIGHT] != 0 and not c[FOCAL]
     if not (weight or classed or share):
-        return float(valid), bad
+        return float(r[VALID])
     divisor = 0.0
-    for i in range(n):
+    for i in range(r[COUNT]):
         t = r[TARGET + i]
         one = 0.0
         if t >= 0:
@@ -193,8 +210,8 @@ def read_positions(tag, c, f, r, d, with_upstream):
                 one *= get_double(tag, c[CLASS_WEIGHT] + 8 * t)
         divisor += one
         if share:
-            put_double(tag, share + 8 * (first + i), one)
-    return divisor, bad
+            put_double(tag, share + 8 * (r[FIRST] + i), one)
+    return divisor
 
 
 @kernel()

@@ -6,6 +6,7 @@ then the same for any number of threads. The rules are those of ``src/driver.c``
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -132,15 +133,16 @@ class Record:
         self._divide(head)
         nd = head[ND] = len(self.shape)
         head += self.shape
-        absent = [0] * (4 + nd)
+        absent = (0,) * (4 + nd)
         for operand in self.operands:
             if operand is None:
                 head += absent
             else:
-                head += operand[:4]
-                head += operand[4]
-        self.integers = np.array(head, np.int64)
-        self.numbers = np.array(numbers)
+                strides = operand.pop()
+                head += operand
+                head += strides
+        self.integers = array("q", head)
+        self.numbers = array("d", numbers)
 
     def _open(self, plan: Any, head: list[int], numbers: list[float]) -> bool:
         x, axis, targets, lengths = plan.logits, plan.axis, plan.targets, plan.lengths
@@ -258,9 +260,9 @@ class Record:
         self.integers[POSITION_WEIGHT] = 0 if weights is None else address(weights)
         self.integers[POSITION_LOSS] = 0 if losses is None else address(losses)
 
-    def place_partial(self, partial: Any) -> None:
-        """Name the array for what blocks leave."""
-        self.integers[PARTIAL] = address(partial)
+    def place_partial(self, at: int) -> None:
+        """Say where the sums are that blocks add to."""
+        self.integers[PARTIAL] = at
 
     # how the positions are walked
 

@@ -193,29 +193,53 @@ def rows_write(tag, c, f, r, d, s):
             c0 += n
 
 
+@kernel("di")
+def row_run(tag, c, f, r, d, s, at, end, wants_output):
+    """Read the run from position `at` on, and find what its rows hold; (its share of the divisor, a bad position)."""
+    run_at(tag, c, r, at, end)
+    share, bad = read_positions(tag, c, f, r, d, wants_output)
+    close(tag, c, r, d)
+    fill_given(tag, c, r, d, s, r[VALID])
+    rows_forward(tag, c, f, r, d, s, wants_output)
+    return share, bad
+
+
+@kernel("d")
+def row_losses(tag, c, f, r, s):
+    """Write the run's losses, if it has some; returns their sum."""
+    finish_run(tag, c, f, r, s, r[VALID])
+    return put_losses(tag, c, r, s) if wants_loss(tag, c) else 0.0
+
+
 @kernel()
 def row_blocks(tag, c, f, r, d, s, start, stop):
-    """Operations up to OP_LOGSUMEXP."""
-    wants_output = operand(tag, c, OUT, 0) != 0
+    """Operations up to OP_LOGSUMEXP without an output of the logits' shape."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
         total, divisor, bad = 0.0, 0.0, -1
         while at < end:
-            run_at(tag, c, r, at, end)
-            share, wrong = read_positions(tag, c, f, r, d, wants_output)
+            share, wrong = row_run(tag, c, f, r, d, s, at, end, 0)
             divisor += share
             if bad < 0:
                 bad = wrong
-            close(tag, c, r, d)
-            fill_given(tag, c, r, d, s, r[VALID])
-            rows_forward(tag, c, f, r, d, s, wants_output)
-            if wants_output:
-                finish_terms(tag, c, f, s + MAX, r[VALID])
-                rows_write(tag, c, f, r, d, s)
-            finish_run(tag, c, f, r, s, r[VALID])
-            if wants_loss(tag, c):
-                total += put_losses(tag, c, r, s)
+            total += row_losses(tag, c, f, r, s)
             at += r[COUNT]
         put_block(tag, c, block, total, divisor, bad)
 
 
+@kernel()
+def row_output_blocks(tag, c, f, r, d, s, start, stop):
+    """The same with such an output."""
+    for block in range(start, min(stop, c[BLOCKS])):
+        at, end = block_range(tag, c, block)
+        total, divisor, bad = 0.0, 0.0, -1
+        while at < end:
+            share, wrong = row_run(tag, c, f, r, d, s, at, end, 1)
+            divisor += share
+            if bad < 0:
+                bad = wrong
+            finish_terms(tag, c, f, s + MAX, r[VALID])
+            rows_write(tag, c, f, r, d, s)
+            total += row_losses(tag, c, f, r, s)
+            at += r[COUNT]
+        put_block(tag, c, block, total, divisor, bad)

@@ -13,27 +13,28 @@ from typing import Any
 
 from .emission import emitted
 from .mathematics import Exponential, tanh
-from .vectors import INT64, Kit, Total, Value
+from .vectors import INT64, Kit, Total, Value, Variable
 
 NONE, UNIFORM, ARRAY, ENTROPY = range(4)  # how the coefficients of the classes are given; ENTROPY: the exponentials
 
 
-def groups(kit: Kit, n: Value, body: Callable[[Value, Value | None], None]) -> None:
-    """body(i, None) for the whole groups of n classes, then body(i, first) with the first class not seen yet."""
-    whole = n & -kit.group
-    with kit.loop(0, whole, kit.group) as i:
-        body(i, None)
-    with kit.when(whole < n):
-        body(n - kit.group, whole)
+def groups(kit: Kit, n: Value, body: Callable[[Value, Value], None]) -> None:
+    """body(i, first) for the groups of n classes from class i on; classes before `first` have been seen."""
+    with kit.loop(0, n, kit.group) as first:
+        last = n - kit.group
+        body(Value(kit, kit.b.select((first < last).raw, first.raw, last.raw)), first)
 
 
 def load_group(kit: Kit, p: Value, i: Value) -> list[Value]:
     return [kit.load(p + (i + u * kit.lanes) * kit.size) for u in range(4)]
 
 
-def seen(kit: Kit, i: Value, first: Value, u: int) -> Value:
-    """The mask of the lanes of vector u that lie before class `first`."""
-    return kit.iota() < kit.full(first - i - u * kit.lanes)
+def drop_seen(kit: Kit, i: Value, first: Value, vectors: list[Variable]) -> None:
+    """Put 0 into the lanes of a group from class i on that lie before class `first`: there are some in a last one."""
+    with kit.when(i < first, likely=False):
+        for u, variable in enumerate(vectors):
+            before = kit.iota() < kit.full(first - i - u * kit.lanes)
+            variable.set(kit.drop(before, variable.get()))
 
 
 @emitted("ii", "r")
@@ -41,7 +42,7 @@ def row_max(kit: Kit, p: Value, n: Value) -> Value:
     """The largest; NaN is passed over: the sum will show it."""
     best = [kit.variable(kit.full(float("-inf"))) for _ in range(4)]
 
-    def body(i: Value, first: Value | None) -> None:
+    def body(i: Value, first: Value) -> None:
         for variable, v in zip(best, load_group(kit, p, i), strict=True):
             variable.set(kit.max(v, variable.get()))
 
@@ -56,7 +57,7 @@ def row_find(kit: Kit, p: Value, n: Value, value: Value) -> Value:
     """The first class that has this value, or -1."""
     wanted = kit.full(value)
 
-    def body(i: Value, first: Value | None) -> None:
+    def body(i: Value, first: Value) -> None:
         masks = [v.equals(wanted) for v in load_group(kit, p, i)]
         with kit.when(kit.any((masks[0] | masks[1]) | (masks[2] | masks[3])), likely=False):
             bits = kit.as_bits(masks[0])
@@ -75,13 +76,10 @@ def _sum_of(kind: int) -> Callable[..., Any]:
         exponential, r = Exponential(kit, scale), kit.full(reference)
         total, moment, mass = Total(kit), Total(kit), Total(kit)
 
-        def body(i: Value, first: Value | None) -> None:
-            below = [v - r for v in load_group(kit, p, i)]
-            e = [kit.variable(exponential(v)) for v in below]
-            out = [None if first is None else seen(kit, i, first, u) for u in range(4)]
-            for u, mask in enumerate(out):
-                if mask is not None:
-                    e[u].set(kit.drop(mask, e[u].get()))
+        def body(i: Value, first: Value) -> None:
+            below = [kit.variable(v - r) for v in load_group(kit, p, i)]
+            e = [kit.variable(exponential(v.get())) for v in below]
+            drop_seen(kit, i, first, e)
             place = skip - i
             inside = Value(kit, kit.b.icmp_unsigned("<", place.raw, kit.number(kit.group).raw))
             with kit.when(inside, likely=False):
@@ -92,15 +90,16 @@ def _sum_of(kind: int) -> Callable[..., Any]:
             if kind == NONE:
                 return
             if kind == ENTROPY:  # -inf: e is 0, and so must be the product
-                below = [kit.max(exponential.lowest, v) for v in below]
-                products = [a * b for a, b in zip(t, below, strict=True)]
+                products = [a * kit.max(exponential.lowest, b.get()) for a, b in zip(t, below, strict=True)]
             elif kind == UNIFORM:
-                products = [b if mask is None else kit.drop(mask, b) for b, mask in zip(below, out, strict=True)]
+                drop_seen(kit, i, first, below)
+                products = [b.get() for b in below]
             else:
-                c = load_group(kit, coefficients, i)
-                c = [v if mask is None else kit.drop(mask, v) for v, mask in zip(c, out, strict=True)]
-                mass.add((c[0] + c[1]) + (c[2] + c[3]))
-                products = [kit.drop(w.equals(0.0), w * b) for w, b in zip(c, below, strict=True)]
+                c = [kit.variable(v) for v in load_group(kit, coefficients, i)]
+                drop_seen(kit, i, first, c)
+                w = [v.get() for v in c]
+                mass.add((w[0] + w[1]) + (w[2] + w[3]))
+                products = [kit.drop(a.equals(0.0), a * b.get()) for a, b in zip(w, below, strict=True)]
             moment.add((products[0] + products[1]) + (products[2] + products[3]))
 
         groups(kit, n, body)
@@ -126,42 +125,32 @@ def _write_of(kind: int, logarithm: bool = False) -> Callable[..., None]:
     ) -> None:
         exponential = Exponential(kit, scale)
         highest, by, less, own = (kit.full(v) for v in (top, factor, spread, value))
-        whole = n & -kit.group
+        # The last group from a copy: where it overlaps the one before it, results may stand already.
+        copy = kit.room(kit.group)
+        for u, x in enumerate(load_group(kit, p, n - kit.group)):
+            kit.store(copy + u * kit.lanes * kit.size, x)
 
-        def results(i: Value) -> list[Value]:
-            y = []
-            for u, x in enumerate(load_group(kit, p, i)):
-                if logarithm:
-                    y.append(kit.fma(x - highest, by, -less))
-                    continue
-                one = by * exponential(x - highest)
+        def body(i: Value, first: Value) -> None:
+            source = Value(kit, kit.b.select((i < first).raw, (copy - i * kit.size).raw, p.raw))
+            made = []
+            for u, x in enumerate(load_group(kit, source, i)):
+                y = kit.fma(x - highest, by, -less) if logarithm else by * exponential(x - highest)
                 if kind == UNIFORM:
-                    one = one - less
+                    y = y - less
                 if kind == ARRAY:
-                    one = one - less * kit.load(coefficients + (i + u * kit.lanes) * kit.size)
-                y.append(one)
-            if logarithm:
-                return y
-            made, place = [kit.variable(one) for one in y], at - i
-            inside = Value(kit, kit.b.icmp_unsigned("<", place.raw, kit.number(kit.group).raw))
-            with kit.when(inside, likely=False):
-                for u, variable in enumerate(made):
-                    hit = kit.iota().equals(kit.full(place - u * kit.lanes))
-                    variable.set(kit.select(hit, own, variable.get()))
-            return [variable.get() for variable in made]
+                    y = y - less * kit.load(coefficients + (i + u * kit.lanes) * kit.size)
+                made.append(kit.variable(y))
+            if not logarithm:
+                place = at - i
+                inside = Value(kit, kit.b.icmp_unsigned("<", place.raw, kit.number(kit.group).raw))
+                with kit.when(inside, likely=False):
+                    for u, variable in enumerate(made):
+                        hit = kit.iota().equals(kit.full(place - u * kit.lanes))
+                        variable.set(kit.select(hit, own, variable.get()))
+            for u, variable in enumerate(made):
+                kit.store(to + (i + u * kit.lanes) * kit.size, variable.get())
 
-        def put(i: Value, y: list[Value]) -> None:
-            for u, one in enumerate(y):
-                kit.store(to + (i + u * kit.lanes) * kit.size, one)
-
-        last = [kit.variable(kit.full(0.0)) for _ in range(4)]
-        with kit.when(whole < n):
-            for variable, one in zip(last, results(n - kit.group), strict=True):
-                variable.set(one)
-        with kit.loop(0, whole, kit.group) as i:
-            put(i, results(i))
-        with kit.when(whole < n):
-            put(n - kit.group, [variable.get() for variable in last])
+        groups(kit, n, body)
 
     return body_of
 

@@ -233,6 +233,11 @@ class Kit:
     def store(self, address: Value, value: Value) -> None:
         self.b.store(value.raw, self.place(address, value.raw.type), align=1)
 
+    def room(self, n: int) -> Value:
+        """The address of memory for n values, on the stack."""
+        slot = cgutils.alloca_once(self.b, ir.ArrayType(self.real, n))
+        return Value(self, self.b.ptrtoint(slot, INT64))
+
     # control
 
     @contextmanager
