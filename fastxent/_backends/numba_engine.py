@@ -19,7 +19,8 @@ except ImportError as error:
     raise ImportError(f"Numba cannot be imported ({error}); `pip install 'fastxent[numba]'` installs it") from error
 
 from .numba_kernels import entries, layout, team
-from .numba_kernels.records import Record, address
+from .numba_kernels.recall import record_of
+from .numba_kernels.records import address
 
 NAME = "numba"
 PARALLEL_ELEMENTS = 1 << 19  # smaller calls stay on the calling thread: to wake another costs more
@@ -61,7 +62,7 @@ class Call:
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
-        self.record = Record(plan)
+        self.record = record_of(plan)
 
     def focus(self, gamma: float) -> None:
         """Make cross-entropy focal loss: weighted by (1 - p)**gamma, and class weights leave the divisor alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..._options import OP_GRAD, OP_LOG_SOFTMAX, OP_LOGSUMEXP, OP_LOSS_SOFTMAX, OP_SOFTMAX
+from .emission import INLINE
 from .finish import finish_activation, finish_gradient, finish_logsumexp, finish_losses, focal_losses, focal_slopes
 from .language import kernel
 from .layout import (
@@ -27,7 +28,7 @@ from .positions import operand
 from .runs import save
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def wants_loss(tag, c):
     """Whether the operation has losses."""
     return c[OPERATION] != OP_GRAD and c[OPERATION] != OP_SOFTMAX and c[OPERATION] != OP_LOG_SOFTMAX

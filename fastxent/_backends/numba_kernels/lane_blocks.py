@@ -8,6 +8,7 @@ pass.
 from __future__ import annotations
 
 from ..._options import OP_GRAD, OP_LOG_SOFTMAX, OP_LOSS_SOFTMAX
+from .emission import INLINE
 from .ends import finish_run, finish_terms, wants_loss
 from .lanes import (
     lanes_end,
@@ -296,7 +297,7 @@ def panel_at(tag, c, r, k, count):
     return left // vector * vector if straight else min(left, c[WIDTH]), straight
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def rounded(tag, width):
     """So many positions with the filling of the last vector."""
     vector = 64 // get_size(tag)

@@ -31,7 +31,7 @@ COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "
 OPERATIONS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.FloorDiv: "sdiv", ast.Mod: "srem"}
 
 
-def kernel(returns: str = "") -> Callable[[Callable[..., Any]], Any]:
+def kernel(returns: str = "", traits: tuple[str, ...] = TRAITS) -> Callable[[Callable[..., Any]], Any]:
     """Translate a function; `returns` has a letter for each result, "i" or "d"."""
 
     def decorate(function: Callable[..., Any]) -> Emitted:
@@ -45,7 +45,7 @@ def kernel(returns: str = "") -> Callable[[Callable[..., Any]], Any]:
             return Translation(kit, function, names, values, returns).run(tree)
 
         body.__name__, body.__module__, body.__doc__ = function.__name__, function.__module__, function.__doc__
-        return Emitted(body, letters, returns, [p.name for p in parameters[1:]], TRAITS)
+        return Emitted(body, letters, returns, [p.name for p in parameters[1:]], traits)
 
     return decorate
 

@@ -7,6 +7,7 @@ meanwhile cannot lead outside memory.
 
 from __future__ import annotations
 
+from .emission import INLINE
 from .language import kernel
 from .layout import (
     BASE,
@@ -53,7 +54,7 @@ from .layout import (
 from .memory import all_inside, get_byte, get_double, get_integer, put_double, read_indices
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def operand(tag, c, which, what):
     """A number of one operand."""
     return c[HEADER + c[ND] + which * (STRIDES + c[ND]) + what]
@@ -95,7 +96,7 @@ def run_at(tag, c, r, first, end):
     r[COUNT] = min(line - inner, end - first)
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def place(tag, r, k):
     """The place in the run of valid position number k."""
     return r[INDEX + k] if r[CLOSED] else k

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .emission import INLINE
 from .finish import sum_losses
 from .language import kernel
 from .layout import (
@@ -58,7 +59,7 @@ MINUS_INFINITY = -math.inf
 GROUP = 64  # the most classes of a group of vectors
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def block_size(tag, left):
     """How many of the classes that are left to take at once: no last block is smaller than a group."""
     return left if left <= BLOCK + GROUP else BLOCK
@@ -144,7 +145,7 @@ def fill_given(tag, c, r, d, s, n):
         convert(tag, s + UPSTREAM_R, d + 8 * SLOPES, n)
 
 
-@kernel("i")
+@kernel("i", INLINE)
 def probabilities_of(tag, c, r, i):
     """The address of the class probabilities of the run's position i, 0 if targets are indices."""
     return r[BASE + Y] + (i + c[SHIFT]) * r[STEP + Y] if c[PROBS] else 0
