@@ -183,7 +183,7 @@ def cross_entropy_row(row: Any, target: int) -> Any:
     Raises
     ------
     IndexError
-        If there is no such class. (Numba does not carry exceptions out of a ``prange`` loop.)
+        If there is no such class. (Numba does not promise to carry exceptions out of a ``prange`` loop.)
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """`fastxent.numba` inside other people's functions, and what the Numba engine has of its own."""
 
+import doctest
 import subprocess
 import sys
 
@@ -120,6 +121,17 @@ def test_row_errors():
         with pytest.raises(ValueError, match="out"):
             rows.log_softmax_row(row, wrong)
     assert (grad == 1).all()
+
+
+@pytest.mark.parametrize("name", rows.__all__)
+def test_docstrings(name):
+    """What test_doctests.py does for functions: to Python these are none."""
+    function = getattr(rows, name).py_func
+    report = []
+    for test in doctest.DocTestFinder(recurse=False).find(function, name, module=False, globs={}):
+        assert test.examples
+        doctest.DocTestRunner(verbose=False).run(test, out=report.append)
+    assert not report, "".join(report)
 
 
 # --- the engine
