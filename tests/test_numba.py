@@ -101,8 +101,8 @@ def test_other_dtypes():
     narrow = np.empty(100, "f4")
     rows_both(row, 5, narrow)
     np.testing.assert_array_equal(grad, narrow)
-    for wrong in (np.zeros(100, int), np.zeros(100, complex), np.zeros((2, 100))):
-        with pytest.raises(numba.TypingError):
+    for wrong in (np.zeros(100, int), np.zeros(100, complex), np.zeros(100, "f2")):
+        with pytest.raises(numba.core.errors.NumbaError):
             rows_loss(wrong, 0)
 
 
@@ -139,11 +139,13 @@ def test_docstrings(name):
 
 def test_vector_loops_call_nothing():
     """The sums and the results of rows are loops over whole vectors, without a call of a library's exp in them."""
-    from fastxent._backends.numba_kernels import rows as kernels
+    from fastxent._backends.numba_kernels.rows import row_sum
+
+    row_sum = row_sum.intrinsic
 
     @numba.njit
     def function(tag, p, n):
-        return kernels.row_sum.intrinsic(tag, p, n, 0.0, 1.0, -1, 0)
+        return row_sum(tag, p, n, 0.0, 1.0, -1, 0)
 
     signature = (numba.float32, numba.int64, numba.int64)
     function.compile(signature)

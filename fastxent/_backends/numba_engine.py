@@ -36,7 +36,8 @@ def describe() -> dict[str, Any]:
     from llvmlite import binding
 
     version = ".".join(map(str, binding.llvm_version_info))
-    target = numba.config.CPU_NAME or binding.get_host_cpu_name()
+    settings: Any = numba.config
+    target = settings.CPU_NAME or binding.get_host_cpu_name()
     return {
         "compiler": f"numba {numba.__version__}, llvm {version}",
         "instruction_set": target,

@@ -42,7 +42,7 @@ class Emitted:
 
 def emitted(
     arguments: str, returns: str = "", name: str = "", traits: tuple[str, ...] = ("noinline",)
-) -> Callable[[Callable[..., Any]], Emitted]:
+) -> Callable[[Callable[..., Any]], Any]:
     """Make of a function over a `Kit` and values one that kernels can call, and (`intrinsic`) Numba.
 
     `arguments` and `returns`: a letter each, "i" for int64, "d" for float64, "r" for the compute type. Several results
@@ -67,6 +67,7 @@ def _as_intrinsic(of: Emitted) -> Any:
         if tag not in (types.float32, types.float64):
             raise TypingError(f"fastxent computes in float32 and float64, not in {tag}")
         seen = [tag if letter == "r" else KINDS[letter][0] for letter in of.arguments]
+        result: Any
         if not of.returns:
             result = types.void
         elif len(of.returns) == 1:
@@ -83,7 +84,7 @@ def _as_intrinsic(of: Emitted) -> Any:
     definition.__name__, definition.__doc__ = of.function.__name__, of.function.__doc__
     names = ("context", "tag", *of.names)
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
-    definition.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    definition.__signature__ = inspect.Signature(parameters)
     definition.__module__ = of.function.__module__
     return intrinsic(definition)
 
