@@ -16,9 +16,12 @@ import numpy as np
 from numba import njit
 
 from ..._options import OP_DIVERGENCE, OP_LOGSUMEXP, OP_STATISTICS
+from .float_state import give_state, take_state
 from .layout import FAMILY, OUT, ROWS
 
-BLOCKS: Any = None  # see entry
+BLOCKS: Any  # see entry
+TAKE: Any
+GIVE: Any
 TAGS = {4: np.float32(0), 8: np.float64(0)}
 
 
@@ -36,13 +39,17 @@ def entry(kernel: Any) -> Any:
     stamp = fingerprint()
 
     def run(tag: Any, c: int, f: int, r: int, d: int, s: int, start: int, stop: int) -> int:
+        state = TAKE(tag)
         BLOCKS(tag, c, f, r, d, s, start, stop)
+        GIVE(tag, state)
         return stamp
 
-    # BLOCKS is a global variable of this function alone. It may not be one of the closure: Numba would put it into the
-    # key of the cache, and an intrinsic has another name in each process.
+    # BLOCKS and the others are global variables of this function alone. They may not be of the closure: Numba would put
+    # them into the key of the cache, and an intrinsic has another name in each process.
     name = f"run_{kernel.function.__name__}"
-    own = FunctionType(run.__code__, {"BLOCKS": kernel.intrinsic, "__name__": __name__}, name, None, run.__closure__)
+    names = {"BLOCKS": kernel, "TAKE": take_state, "GIVE": give_state}
+    values = {known: found.intrinsic for known, found in names.items()}
+    own = FunctionType(run.__code__, values | {"__name__": __name__}, name, None, run.__closure__)
     own.__qualname__ = name
     return njit(nogil=True, cache=True)(own)
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,26 @@ class Job:
                 waiting = False
             except BaseException as error:  # Ctrl-C: the helpers end with the chunks they have
                 self.error = self.error or error
-        if self.error is not None:
-            raise self.error
+        error, self.error = self.error, None  # lest the error, by its traceback, and the job keep each other alive
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
+
+@contextlib.contextmanager
+def _without_signals() -> Iterator[None]:
+    """Threads that start here take no signal: one would not interrupt the main thread at once."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    own = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - own)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Team:
@@ -90,7 +109,7 @@ class Team:
         give(workspace)
 
     def _grow(self, helpers: int) -> None:
-        with self.lock:
+        with self.lock, _without_signals():
             while self.size < helpers:
                 try:
                     threading.Thread(target=self._help, name="fastxent", daemon=True).start()
