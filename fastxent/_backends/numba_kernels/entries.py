@@ -19,9 +19,9 @@ from ..._options import OP_DIVERGENCE, OP_LOGSUMEXP, OP_STATISTICS
 from .float_state import give_state, take_state
 from .layout import FAMILY, OUT, ROWS
 
-BLOCKS: Any  # see entry
-TAKE: Any
-GIVE: Any
+BLOCKS: Any = None  # see entry
+TAKE: Any = None
+GIVE: Any = None
 TAGS = {4: np.float32(0), 8: np.float64(0)}
 
 
