@@ -53,9 +53,9 @@ def divergence_terms(
     """The sum over n classes (filled up with -inf); upstream*(q - p) to `to`."""
     exponential = Exponential(kit)
     series, power = [], 0.5
-    for i in range(8 if kit.single else 15):
+    for term in range(8 if kit.single else 15):
         series.append(float(power).hex())
-        power /= -(i + 3)
+        power /= -(term + 3)
     highest_p, highest_q, by_p, by_q = (kit.full(v) for v in (top_p, top_q, over_p, over_q))
     between, factor = kit.full(apart), kit.full(upstream)
     total = Total(kit)

@@ -27,9 +27,9 @@ TAGS = {4: np.float32(0), 8: np.float64(0)}
 
 @cache
 def fingerprint() -> int:
-    """Of the sources of this folder."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    """Of the sources of this folder, and of the codes."""
+    digest, folder = hashlib.sha256(), Path(__file__).parent
+    for path in [*sorted(folder.glob("*.py")), folder.parents[1] / "_options.py"]:
         digest.update(path.read_bytes())
     return int(digest.hexdigest()[:15], 16)
 
