@@ -63,12 +63,12 @@ class Job:
                 waiting = False
             except BaseException as error:  # Ctrl-C: the helpers end with the chunks they have
                 self.error = self.error or error
-        error, self.error = self.error, None  # lest the error, by its traceback, and the job keep each other alive
-        if error is not None:
+        found, self.error = self.error, None  # lest the error, by its traceback, and the job keep each other alive
+        if found is not None:
             try:
-                raise error
+                raise found
             finally:
-                del error
+                del found
 
 
 @contextlib.contextmanager
