@@ -104,9 +104,11 @@ class Team:
         for _ in range(min(helpers, self.size)):
             self.jobs.put((job, take, give))
         workspace = take()
-        job.join(workspace)
-        job.finish()
-        give(workspace)
+        try:
+            job.join(workspace)
+            job.finish()
+        finally:
+            give(workspace)
 
     def _grow(self, helpers: int) -> None:
         with self.lock, _without_signals():
