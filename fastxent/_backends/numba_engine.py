@@ -125,7 +125,8 @@ class Call:
         else:
             size = -(-sums // chunks) * per
 
-            def work(i: int, workspace: Any) -> None:
+            def work(i: int, workspace: Any, _alive: Any = (self, partial)) -> None:
+                # To a kernel arrays are addresses: what has them must live as long as a helper may be at work.
                 kernel(tag, integers, numbers, *workspace[:3], i * size, min(blocks, (i + 1) * size))
 
             team.team.run(work, -(-blocks // size), threads, _take, _workspaces.append)

@@ -27,42 +27,50 @@ class Job:
 
     def __init__(self, work: Work, chunks: int) -> None:
         self.work, self.left = work, iter(range(chunks))
-        self.lock, self.idle = threading.Lock(), threading.Event()
-        self.active, self.closed = 0, False
+        self.change = threading.Condition()
+        self.helping, self.closed = 0, False
         self.error: BaseException | None = None
 
-    def join(self, workspace: Any) -> None:
+    def take_part(self, workspace: Any) -> None:
         """Take chunks until there are none."""
-        with self.lock:
+        while True:
+            with self.change:
+                i = next(self.left, None)
+            if i is None:
+                return
+            self.work(i, workspace)
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first error; nobody takes a further chunk."""
+        self.error, self.left = self.error or error, iter(())
+
+    def help(self, workspace: Any) -> None:
+        """Take part as a helper, whose errors the caller raises."""
+        with self.change:
             if self.closed:
                 return
-            self.active += 1
+            self.helping += 1
         try:
-            while True:
-                with self.lock:
-                    i = None if self.error else next(self.left, None)
-                if i is None:
-                    break
-                self.work(i, workspace)
-        except BaseException as error:  # of a helper: raised by the caller
-            self.error = self.error or error
+            self.take_part(workspace)
+        except BaseException as error:
+            self.fail(error)
         finally:
-            with self.lock:
-                self.active -= 1
-                if not self.active:
-                    self.idle.set()
+            with self.change:
+                self.helping -= 1
+                self.change.notify_all()
 
     def finish(self) -> None:
-        """Let no further helper begin, and wait for those that have."""
-        with self.lock:
-            self.closed = True
-            waiting = self.active > 0
-        while waiting:
+        """Let no further helper begin, wait for those that have, and raise what went wrong."""
+        finished = False
+        while not finished:
             try:
-                self.idle.wait()
-                waiting = False
+                with self.change:
+                    self.closed = True
+                    while self.helping:
+                        self.change.wait()
+                finished = True
             except BaseException as error:  # Ctrl-C: the helpers end with the chunks they have
-                self.error = self.error or error
+                self.fail(error)
         found, self.error = self.error, None  # lest the error, by its traceback, and the job keep each other alive
         if found is not None:
             try:
@@ -105,7 +113,10 @@ class Team:
             self.jobs.put((job, take, give))
         workspace = take()
         try:
-            job.join(workspace)
+            job.take_part(workspace)
+        except BaseException as error:
+            job.fail(error)
+        try:
             job.finish()
         finally:
             give(workspace)
@@ -130,7 +141,7 @@ class Team:
                 workspace = take()
             except MemoryError:
                 continue
-            job.join(workspace)
+            job.help(workspace)
             give(workspace)
             del job, workspace  # lest a sleeping helper keeps a call's arrays alive
 
