@@ -46,3 +46,11 @@ REDUCTIONS = {
     "sequence_mean": REDUCTION_SEQUENCE_MEAN,
     "batch_mean": REDUCTION_BATCH_MEAN,
 }
+
+TILE_SUMS = 0  # of a tile of logits: into its rows' sums
+TILE_SCORES = 1  # ... and statistics
+TILE_GRADIENT = 2  # a tile's logits written over by their gradient
+
+COEFFICIENTS_NONE = 0
+COEFFICIENTS_ONE = 1
+COEFFICIENTS_CLASS_WEIGHT = 2
