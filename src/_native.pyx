@@ -8,6 +8,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memset
 
 import numpy as np
 
@@ -31,6 +32,21 @@ cdef extern from "fastxent.h" nogil:
         FX_F32, FX_F64, FX_F16, FX_BF16, FX_I8, FX_I16, FX_I32, FX_I64, FX_U8, FX_U16, FX_U32, FX_U64
     enum:
         FX_ISA_COUNT
+    enum:
+        FX_LINEAR_SUMS, FX_LINEAR_SCORES, FX_LINEAR_GRADIENT
+    enum:
+        FX_COEFFICIENTS_NONE, FX_COEFFICIENTS_ONE, FX_COEFFICIENTS_CLASS_WEIGHT
+    enum:
+        FX_LINEAR_STATE
+
+    ctypedef struct FxLinear:
+        int operation, coefficients
+        int64_t stride, first
+        const int64_t *targets
+        const void *bias
+        double *state
+        double *top
+        const void *terms
 
     ctypedef struct FxOperand:
         char *data
@@ -57,6 +73,7 @@ cdef extern from "fastxent.h" nogil:
         void *position_loss
         void *statistics[6]
         int64_t top_k
+        const FxLinear *tile
         double (*partial)[2]
         int64_t bad_position
 
@@ -77,6 +94,11 @@ PLAN_FIELDS = (
 ELEMENT_FIELDS = (
     "operation", "input", "axis", "target", "sample_weight", "mask", "lengths", "upstream", "positive_weight",
     "parameter", "losses", "output", "sequence_length", "per_sequence", "num_threads",
+)
+
+TILE_FIELDS = (
+    "operation", "tile", "first", "targets", "bias", "class_weight", "coefficients", "logit_scale", "softcap", "state",
+    "top", "terms", "num_threads",
 )
 
 cdef int _isa = 0
@@ -322,6 +344,52 @@ cdef class Call:
         return self._go_by_sequence(False) if self.per_sequence else self._go(False)
 
 
+cdef void *data_of(object array):
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+def tile(fields):
+    """Do a TilePlan of ``fastxent/_linear_tiles.py``."""
+    cdef tuple plan = <tuple>fields
+    cdef cnp.ndarray x = <cnp.ndarray>plan[1]
+    cdef FxCall c
+    cdef FxLinear t
+    cdef int threads = plan[12]
+    cdef int64_t block = 0
+    memset(&c, 0, sizeof(c))
+    t.operation = plan[0]
+    t.stride = cnp.PyArray_STRIDE(x, 0)
+    t.first = plan[2]
+    t.targets = <const int64_t *>data_of(plan[3])
+    t.bias = data_of(plan[4])
+    t.coefficients = plan[6]
+    t.state = <double *>data_of(plan[9])
+    t.top = <double *>data_of(plan[10])
+    t.terms = data_of(plan[11])
+    c.linear = &t
+    c.isa = _isa
+    c.operation = FX_OP_GRAD if t.operation == FX_LINEAR_GRADIENT else FX_OP_LOSS
+    c.nd = 1
+    c.shape[0] = c.positions = cnp.PyArray_DIM(x, 0)
+    c.classes = cnp.PyArray_DIM(x, 1)
+    describe(&c.operand[FX_X], x, 1)
+    if t.operation == FX_LINEAR_GRADIENT:
+        c.operand[FX_OUT] = c.operand[FX_X]
+    c.storage = c.operand[FX_X].dtype
+    c.class_weight_r = data_of(plan[5])
+    c.class_weight = <const double *>c.class_weight_r  # says that there are some; nothing of a tile reads it
+    c.logit_scale = plan[7]
+    c.softcap = plan[8]
+    fx_plan_call(&c, 0)
+    while block < c.blocks:
+        with nogil:
+            block = fx_run(&c, 0, block, threads, PATIENCE)
+        if block < 0:
+            raise MemoryError
+        if block < c.blocks:
+            PyErr_CheckSignals()
+
+
 def codes():
     """The C interface's operation codes, by the names of ``fastxent/_options.py``."""
     return {
@@ -333,7 +401,9 @@ def codes():
         "OP_PARTIALS": FX_OP_PARTIALS, "OP_TOP_K": FX_OP_TOP_K, "OP_DIVERGENCE": FX_OP_DIVERGENCE,
         "OP_BINARY_PROBS": FX_OP_BINARY_PROBS, "OP_BINARY_LOGITS": FX_OP_BINARY_LOGITS, "OP_SQUARED": FX_OP_SQUARED,
         "OP_ABSOLUTE": FX_OP_ABSOLUTE, "OP_HUBER": FX_OP_HUBER, "OP_SMOOTH_L1": FX_OP_SMOOTH_L1,
-        "OP_SIGMOID": FX_OP_SIGMOID, "OP_LOG_SIGMOID": FX_OP_LOG_SIGMOID,
+        "OP_SIGMOID": FX_OP_SIGMOID, "OP_LOG_SIGMOID": FX_OP_LOG_SIGMOID, "TILE_SUMS": FX_LINEAR_SUMS,
+        "TILE_SCORES": FX_LINEAR_SCORES, "TILE_GRADIENT": FX_LINEAR_GRADIENT, "COEFFICIENTS_NONE": FX_COEFFICIENTS_NONE,
+        "COEFFICIENTS_ONE": FX_COEFFICIENTS_ONE, "COEFFICIENTS_CLASS_WEIGHT": FX_COEFFICIENTS_CLASS_WEIGHT,
     }
 
 

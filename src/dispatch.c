@@ -7,7 +7,8 @@
     void fx_prepare_##storage##_##isa(FxCall *, FxScratch *, int64_t);                                                 \
     void fx_divergence_##storage##_##isa(FxCall *, FxScratch *, int64_t);                                              \
     void fx_elements_##storage##_##isa(FxCall *, FxScratch *, int64_t);                                                \
-    void fx_elements_prepare_##storage##_##isa(FxCall *, FxScratch *, int64_t);
+    void fx_elements_prepare_##storage##_##isa(FxCall *, FxScratch *, int64_t);                                        \
+    void fx_linear_##storage##_##isa(FxCall *, FxScratch *, int64_t);
 #include "kernels.def"
 #undef FX_KERNELS
 
@@ -24,9 +25,9 @@ enum {
 
 static const FxKernels table[FX_ISA_COUNT][FX_STORAGES] = {
 #define FX_KERNELS(storage, isa)                                                                                       \
-    [FX_CODE_##isa][FX_CODE_##storage] = {fx_block_##storage##_##isa, fx_prepare_##storage##_##isa,                    \
-                                          fx_divergence_##storage##_##isa, fx_elements_##storage##_##isa,              \
-                                          fx_elements_prepare_##storage##_##isa},
+    [FX_CODE_##isa][FX_CODE_##storage] = {                                                                             \
+        fx_block_##storage##_##isa,    fx_prepare_##storage##_##isa,          fx_divergence_##storage##_##isa,         \
+        fx_elements_##storage##_##isa, fx_elements_prepare_##storage##_##isa, fx_linear_##storage##_##isa},
 #include "kernels.def"
 #undef FX_KERNELS
 };

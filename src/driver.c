@@ -152,7 +152,8 @@ int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, doub
     const FxKernels *kernels = fx_kernels(call->isa, call->storage);
     Work work;
     work.call = call;
-    if (call->operation > FX_OP_DIVERGENCE) work.run = prepare ? kernels->elements_prepare : kernels->elements;
+    if (call->linear) work.run = kernels->linear;
+    else if (call->operation > FX_OP_DIVERGENCE) work.run = prepare ? kernels->elements_prepare : kernels->elements;
     else if (prepare) work.run = kernels->prepare;
     else work.run = call->operation == FX_OP_DIVERGENCE ? kernels->divergence : kernels->block;
     int64_t left = call->blocks - first_block;

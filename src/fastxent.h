@@ -79,6 +79,29 @@ enum { FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_POSITI
  * FX_TILES: lanes along positions, through a transposed tile. */
 typedef enum { FX_ROWS, FX_COLUMNS, FX_TILES } FxFamily;
 
+/* A tile of logits of a linear layer: fastxent/_linear_tiles.py says what each thing is. */
+enum { FX_LINEAR_SUMS, FX_LINEAR_SCORES, FX_LINEAR_GRADIENT };
+enum { FX_COEFFICIENTS_NONE, FX_COEFFICIENTS_ONE, FX_COEFFICIENTS_CLASS_WEIGHT };
+enum {
+    FX_LINEAR_MAX,
+    FX_LINEAR_REST,
+    FX_LINEAR_TARGET,
+    FX_LINEAR_DOT,  /* or the moment */
+    FX_LINEAR_MASS, /* or the rank */
+    FX_LINEAR_ARGMAX,
+    FX_LINEAR_GIVEN_MAX,
+    FX_LINEAR_GIVEN_TARGET,
+    FX_LINEAR_STATE
+};
+typedef struct {
+    int operation, coefficients;
+    int64_t stride, first; /* bytes from row to row; the first column's class */
+    const int64_t *targets;
+    const void *bias;
+    double *state, *top;
+    const void *terms;
+} FxLinear;
+
 typedef struct FxCall {
     int operation, isa, storage, family;
     int targets_are_probs; /* FX_Y holds class probabilities, not indices */
@@ -112,6 +135,7 @@ typedef struct FxCall {
      * rank in int64, the others in the compute type); the five partials in float64; or top_k values and their classes. */
     void *statistics[6];
     int64_t top_k;
+    const FxLinear *linear; /* not NULL: this, in place of the operation */
 
     /* How the positions are divided (driver.c). */
     int64_t piece, pieces; /* positions of a piece, and pieces of one line of the innermost axis */
@@ -161,6 +185,7 @@ typedef struct {
     FxBlockFn block;   /* every operation, one block of positions */
     FxBlockFn prepare; /* reads only what describes targets: checks indices, sums the divisor */
     FxBlockFn divergence, elements, elements_prepare; /* the same for the operations from FX_OP_DIVERGENCE on */
+    FxBlockFn linear;                                 /* the calls with a FxLinear */
 } FxKernels;
 
 /* dispatch.c */

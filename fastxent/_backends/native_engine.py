@@ -17,6 +17,7 @@ NAME = "native"
 VARIABLE = "FASTXENT_ISA"
 
 open = _native.Call  # the name that every engine has
+tile = _native.tile
 
 
 def _use_instruction_set_of_environment() -> None:

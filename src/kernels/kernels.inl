@@ -34,6 +34,7 @@ void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block);
 void KERNEL(divergence)(FxCall *call, FxScratch *s, int64_t block);
 void KERNEL(elements)(FxCall *call, FxScratch *s, int64_t block);
 void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
+void KERNEL(linear)(FxCall *call, FxScratch *s, int64_t block);
 
 #include "../half.h"
 #include "math.inl"
@@ -53,6 +54,7 @@ void KERNEL(elements_prepare)(FxCall *call, FxScratch *s, int64_t block);
 #include "block.inl"
 #include "divergence.inl"
 #include "elementwise.inl"
+#include "linear.inl"
 
 #ifdef FX_CLANG_PUSHED /* vec/avx512.h, vec/avx2.h */
 #pragma clang attribute pop
