@@ -2,7 +2,9 @@
 
 The loss keeps no logits. A tile of `rows` hidden states by `classes` classes is multiplied out, summed up and written
 over by the next one. The largest matrix products come from tiles with both sides long; a tile that stays in the
-last-level cache is read back for next to nothing. So: up to 2048 rows, as many classes as `FORWARD_BYTES` holds.
+last-level cache is read back for next to nothing, and pages must be mapped for all of it, which costs what some hundred
+multiplications an element do. So: up to 2048 rows, and as many classes as `FORWARD_BYTES` holds, `BYTES_A_FEATURE` for
+fewer features (measured).
 
 The gradient keeps the logits of a chunk of rows, all classes wide, until the rows' sums are known. Long chunks need
 memory whose pages have to be mapped, short ones read and write the weight's gradient once each: with n rows of d
@@ -19,6 +21,8 @@ import math
 from typing import NamedTuple
 
 FORWARD_BYTES = 40 << 20
+BYTES_A_FEATURE = 160 << 10
+LEAST_BYTES = 8 << 20
 TILE_ROWS = 2048
 TILE_CLASSES = 4096
 FILTER_CLASSES = 1024  # a row is left out of a tile as a whole: narrower tiles leave out more
@@ -47,7 +51,7 @@ class Chunks(NamedTuple):
 
 def forward_chunks(sizes: Sizes, max_bytes: int) -> Chunks:
     """The tiles of a loss alone."""
-    budget = min(max_bytes, FORWARD_BYTES)
+    budget = min(max_bytes, FORWARD_BYTES, max(LEAST_BYTES, BYTES_A_FEATURE * sizes.features))
     rows = max(1, min(sizes.rows, TILE_ROWS))
     wanted = min(sizes.classes, LEAST_CLASSES)
     while (classes := _classes_that_fit(sizes, rows, budget)) < wanted and rows > 1:
