@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--against", metavar="NAMES", help="peers, by commas (torch,jax), or 'none'; default: all installed")
     p.add_argument("--only", metavar="SUITES", help=f"suites, by commas, of: {', '.join(SUITES)}")
+    p.add_argument("--matching", metavar="TEXT", default="", help="only cases whose name (see --list) contains this")
     p.add_argument("--bars", action="store_true", help="only the suites that have bars, and their table on the screen")
     p.add_argument("--compare", metavar="OLD.json", type=Path, help="add a comparison with an earlier run")
     p.add_argument(
@@ -75,7 +76,7 @@ def run(options: argparse.Namespace, mode: str, folder: Path) -> dict[str, Any]:
     subject = Fastxent(options.threads or 0)
     peers, absent = load(names(options.against), threads)
     context = Context(subject, peers, threads, EFFORTS[mode], PLANS[mode])
-    jobs = [job for name in chosen(options) for job in SUITES[name](context)]
+    jobs = [job for name in chosen(options) for job in SUITES[name](context) if options.matching in job.name]
     if options.list:
         print("\n".join(job.name for job in jobs))
         return {}

@@ -18,7 +18,7 @@ from .measure import Estimate, median, ratio
 
 CAPS = {"read": 34e9, "copy": 48e9}
 OTHER_ENGINE = "fastxent-numba"
-NOT_PEERS = ("fastxent", OTHER_ENGINE, "last axis", "full", *LIMITS)
+NOT_PEERS = ("fastxent", OTHER_ENGINE, "last axis", "full", "product", *LIMITS)
 MIB = 1 << 20
 
 
@@ -192,9 +192,30 @@ def extra_memory(records: list[Record]) -> Iterator[Check]:
             yield Check(title, label(record), Estimate(extra, extra, extra), bound, False, " MiB")
 
 
+def linear_heads(records: list[Record]) -> Iterator[Check]:
+    """At a language model's head the products alone are the floor; elsewhere the report has the figures."""
+    bounds = {"forward": 1.1, "both": 1.2}
+    for record in of(records, "linear"):
+        ours, floor = seconds(record, "fastxent"), seconds(record, "product")
+        if not ours or not floor or record["case"]["positions"] < 2048:
+            continue
+        operation = record["operation"]
+        title = f"linear cross-entropy, {operation}: time against the products alone"
+        yield Check(title, label(record), ratio(ours, floor), bounds[operation], False, "x")
+        if best := best_peer(record):
+            title = "linear cross-entropy: times the best peer"
+            yield Check(title, f"{label(record)}, {best[0]}", best[1], 1.0, True, "x")
+        own = record["contestants"]["fastxent"]
+        if "extra_bytes" in own:
+            extra = (own["extra_bytes"] - own["result_bytes"]) / MIB
+            title = f"linear cross-entropy, {operation}: extra memory beyond the gradients"
+            bound = 64.0 if operation == "forward" else 256.0
+            yield Check(title, label(record), Estimate(extra, extra, extra), bound, False, " MiB")
+
+
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
     forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products,
-    extra_memory,
+    extra_memory, linear_heads,
 ]  # fmt: skip
 
 

@@ -175,6 +175,7 @@ class Plan:
     gemm_size: int
     memory: tuple[int, int]
     memory_cases: list[Case]
+    linear: list[tuple[int, int, int]]  # positions, features, classes
     aside: tuple[str, ...] = ()  # the peers outside the grid, which has all; () stands for all here too
 
 
@@ -210,6 +211,7 @@ FULL = Plan(
         *[Case((1024, 50257), label_smoothing=0.1, weighted=True), Case((1024, 50257), probabilities=True)],
         Case((16, 64, 50257), padding="lengths", valid=0.5),
     ],
+    linear=[(2048, 768, 50257), *((512, d, v) for v in (8192, 50257, 128256) for d in (64, 256, 768, 2048))],
 )
 
 QUICK = Plan(
@@ -232,6 +234,7 @@ QUICK = Plan(
     gemm_size=1024,
     memory=(256, 50257),
     memory_cases=[Case((256, 50257), "bfloat16"), Case((8, 32, 50257), padding="lengths", valid=0.5)],
+    linear=[(512, 256, 8192), (512, 768, 50257)],
     aside=("fastxent-numba", "numpy", "sklearn", "torch", "jax"),
 )
 
@@ -255,6 +258,7 @@ SMOKE = Plan(
     gemm_size=32,
     memory=(16, 40),
     memory_cases=[],
+    linear=[(16, 8, 40)],
 )
 
 PLANS = {"full": FULL, "quick": QUICK, "smoke": SMOKE}

@@ -21,7 +21,7 @@ def draw(records: list[Record], folder: Path) -> list[str]:
     import matplotlib.pyplot as plt
 
     made = []
-    for name, function in (("peers", peers), ("share", shares), ("threads", threads), ("memory", memory)):
+    for name, function in (("peers", peers), ("share", shares), ("threads", threads), ("memory", memory), ("linear", linear)):
         figure = function(plt, records)
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
@@ -137,3 +137,43 @@ def memory(plt: Any, records: list[Record]) -> Any:
         axis.title.set_fontsize(9)
     figure.tight_layout()
     return figure
+
+
+def linear(plt: Any, records: list[Record]) -> Any:
+    """Time against the products alone, and peak memory, over the features; a row of panels for each operation."""
+    own = list(of(records, "linear"))
+    # One number of positions to a line: the one with the most cases.
+    counts = [record["case"]["positions"] for record in own]
+    own = [record for record in own if record["case"]["positions"] == max(set(counts), key=counts.count)]
+    classes = sorted({record["case"]["classes"] for record in own})
+    if not classes:
+        return None
+    names = [n for n in dict.fromkeys(n for r in own for n in r["contestants"]) if n != "product"]
+    figure, axes = plt.subplots(4, len(classes), figsize=(4 * len(classes), 12), squeeze=False, sharex=True)
+    for k, (operation, what) in enumerate((o, w) for o in ("forward", "both") for w in ("time", "memory")):
+        for axis, count in zip(axes[k], classes, strict=True):
+            chosen = [r for r in own if r["operation"] == operation and r["case"]["classes"] == count]
+            for name in names:
+                points = sorted((r["case"]["features"], y) for r in chosen if (y := _of_head(r, name, what)))
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=name)
+            if what == "time":
+                axis.axhline(1, color="black", linewidth=1)
+            axis.set(xscale="log", yscale="log", title=f"{operation}, {count} classes")
+            axis.title.set_fontsize(9)
+            axis.grid(alpha=0.3, which="both")
+        axes[k][0].set_ylabel("time / products alone" if what == "time" else "MiB beyond the inputs")
+    for axis in axes[-1]:
+        axis.set_xlabel("features")
+    axes[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
+    figure.tight_layout()
+    return figure
+
+
+def _of_head(record: Record, name: str, what: str) -> float | None:
+    """A point of the plot; None where there is none."""
+    if what == "memory":
+        extra = record["contestants"].get(name, {}).get("extra_bytes")
+        return None if extra is None else max(extra / MIB, 0.1)
+    laps, floor = seconds(record, name), seconds(record, "product")
+    return ratio(laps, floor).value if laps and floor else None

@@ -62,6 +62,7 @@ def markdown(results: dict[str, Any]) -> str:
         instruction_sets(records),
         products(records),
         memory(records),
+        linear(records),
         answers(records, results["machine"]["versions"]),
         fallen(records),
         plots(results.get("plots", [])),
@@ -233,6 +234,29 @@ def memory(records: list[Record]) -> str:
         rows.append(row)
     head = ["case", "operation", "logits", *names]
     return "## Peak memory beyond the inputs, MiB (a new gradient included)\n\n" + table(head, rows) if rows else ""
+
+
+def linear(records: list[Record]) -> str:
+    """Time and peak memory of every contestant, and ours against the products alone and the best peer."""
+    parts = []
+    own = list(of(records, "linear"))
+    names = [n for n in dict.fromkeys(n for r in own for n in r["contestants"])]
+    for operation in dict.fromkeys(record["operation"] for record in own):
+        rows = []
+        for record in (r for r in own if r["operation"] == operation):
+            ours, best = seconds(record, "fastxent"), best_peer(record)
+            row = [record["name"]]
+            for name in names:
+                extra = record["contestants"].get(name, {}).get("extra_bytes")
+                size = "" if extra is None else f" ({extra / MIB:.0f})"
+                row.append(milliseconds(seconds(record, name)) + size)
+            floor = seconds(record, "product")
+            row.append(number(ratio(ours, floor), "x") if ours and floor else "–")
+            rows.append([*row, f"{number(best[1], 'x')} {best[0]}" if best else "–"])
+        what = "loss" if operation == "forward" else "loss and new gradients"
+        head = ["case", *names, "fastxent / product", "best peer / fastxent"]
+        parts.append(f"### Linear cross-entropy: {what}, ms (MiB beyond the inputs)\n\n" + table(head, rows))
+    return "\n".join(parts)
 
 
 def answers(records: list[Record], names: Iterable[str]) -> str:

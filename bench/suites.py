@@ -13,7 +13,8 @@ import numpy as np
 from .answers import Oracle
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
-from .measure import local, race
+from .linear import EFFORT, OPERATIONS, LinearCase, LinearData, LinearPeer, contestants
+from .measure import SMOKE, local, race
 from .peer import Fastxent, Peer
 from .worker import Worker
 
@@ -249,6 +250,42 @@ def memory(context: Context) -> Iterator[Job]:
             yield Job(f"memory: {case.name} {operation}", partial(run, case, operation, ["fastxent"]))
 
 
+def linear(context: Context) -> Iterator[Job]:
+    """The loss of a linear layer, and its gradients: time beside the products alone, and peak memory."""
+
+    def measure(case: LinearCase, data: LinearData, operation: str, field: list[LinearPeer]) -> Record:
+        samplers, answers = {}, {}
+        for contestant in field:
+            try:
+                call = contestant.calls(data)[operation]
+                result = call()
+                if result is not None:
+                    answers[contestant.name] = data.errors(*contestant.answer(result))
+                del result
+            except Exception as error:  # a peer may fail in any way; the report says so
+                answers[contestant.name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            else:
+                samplers[contestant.name] = local(call)
+        effort = SMOKE if context.effort is SMOKE else EFFORT
+        record = finish("linear", case.name, operation, race(samplers, effort), answers)
+        for contestant in field:
+            own = record["contestants"][contestant.name]
+            if contestant.name != "product" and "error" not in own:
+                with Worker() as worker:
+                    own |= worker.ask("linear_memory", case=case.fields, operation=operation, peer=contestant.name,
+                                      threads=context.threads)  # fmt: skip
+        return record | {"case": case.fields, "gradient_bytes": data.gradient_bytes}
+
+    def run(case: LinearCase, operation: str) -> list[Record]:
+        field = contestants(context.threads, [peer.name for peer in context.peers])
+        return [measure(case, case.make(), operation, field)]
+
+    for shape in context.plan.linear:
+        case = LinearCase(*shape)
+        for operation in OPERATIONS:
+            yield Job(f"linear: {case.name} {operation}", partial(run, case, operation))
+
+
 SUITES: dict[str, Suite] = {
     suite.__name__: suite
     for suite in (
@@ -266,6 +303,7 @@ SUITES: dict[str, Suite] = {
         isa,
         gemm,
         memory,
+        linear,
     )
 }
-WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "memory")
+WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "memory", "linear")

@@ -115,6 +115,11 @@ class Child:
         call()
         return {"extra_bytes": max(peak() - before, 0), "exact": exact, "result_bytes": result_bytes(data, operation)}
 
+    def linear_memory(self, case: dict[str, Any], operation: str, peer: str, threads: int) -> dict[str, Any]:
+        from .linear import extra_memory
+
+        return extra_memory(case, operation, peer, threads)
+
 
 def make_case(fields: dict[str, Any]) -> Any:
     from .cases import Case

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._arguments import Plan, class_index_error, loss_plan
-from ._coerce import FLOAT32, FLOAT64, INT64, LOGIT_DTYPES, as_array, describe, finite_number, logit_dtypes, whole_number
+from ._coerce import (
+    FLOAT32,
+    FLOAT64,
+    INT64,
+    LOGIT_DTYPES,
+    as_array,
+    describe,
+    finite_number,
+    logit_dtypes,
+    whole_number,
+)
 from ._options import OP_LOSS
 from ._outputs import check_outputs
 
@@ -101,7 +111,8 @@ def _class_indices(targets: Any, positions: tuple[int, ...]) -> Array:
         raise ValueError(
             f"targets must have hidden's shape without its last axis, {positions}; got {describe(targets)}"
         )
-    return targets
+    found: Array = targets
+    return found
 
 
 def checked_filter(value: Any) -> float:
@@ -136,7 +147,8 @@ def gradient_outputs(linear: Linear, hidden: Any, weight: Any, bias: Any, accumu
             outputs.append((name, array, operand.shape, stored))
         results.append(np.empty_like(operand, stored, "K", False) if array is None else array)
     check_outputs(outputs, _inputs(*operands, linear.plan), "")
-    return Outputs(*results, add=tuple(accumulate and array is not None for array in given))  # type: ignore[arg-type]
+    add = (accumulate and hidden is not None, accumulate and weight is not None, accumulate and bias is not None)
+    return Outputs(results[0], results[1], results[2], add)
 
 
 def _inputs(hidden: Array, weight: Array, bias: Any, plan: Plan) -> tuple[tuple[str, Any], ...]:

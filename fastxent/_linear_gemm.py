@@ -1,8 +1,8 @@
 """Operands for matrix products: NumPy's BLAS takes them as they are where it can, converted piece by piece otherwise.
 
 NumPy multiplies by BLAS if both arrays are of one native type and aligned, with one unit stride; anything else falls
-into a plain loop, a hundred times slower. So what does not fit, halves above all, is copied: a chunk of rows or a tile of
-classes at a time, into a buffer that is used again.
+into a plain loop, a hundred times slower. So what does not fit, halves above all, is copied: a chunk of rows or a tile
+of classes at a time, into a buffer that is used again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The work of the linear losses: matrix products tile by tile, and what is done with each tile while it is in the cache.
+"""The work of the linear losses: matrix products tile by tile, and what is done with a tile while the cache holds it.
 
 One product at a time, on as many threads as the BLAS has; then this package's kernels on the tile. A loss goes over all
-tiles once and keeps a few numbers a row. A gradient keeps the logits of a chunk of rows until their sums are known, then
-goes back over its tiles: the logits become their gradient in place, which is multiplied by the weights (the hidden
+tiles once and keeps a few numbers a row. A gradient keeps the logits of a chunk of rows until their sums are known,
+then goes back over its tiles: the logits become their gradient in place, which is multiplied by the weights (the hidden
 states' gradient) and by the hidden states (the weights').
 """
 
@@ -217,9 +217,10 @@ class _Gradient:
             return False
         n = end - begin
         if kept is None:
-            product = np.matmul(tile, work.weight.tile(*classes), out=(self.product if started else self.hidden_sum)[:n])
+            to = (self.product if started else self.hidden_sum)[:n]
+            np.matmul(tile, work.weight.tile(*classes), out=to)
             if started:
-                self.hidden_sum[:n] += product
+                self.hidden_sum[:n] += to
             return True
         if not started:
             self.hidden_sum[:n] = 0

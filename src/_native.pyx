@@ -73,7 +73,7 @@ cdef extern from "fastxent.h" nogil:
         void *position_loss
         void *statistics[6]
         int64_t top_k
-        const FxLinear *tile
+        const FxLinear *linear
         double (*partial)[2]
         int64_t bad_position
 

@@ -1,10 +1,10 @@
 """The engines that do the arithmetic, and which of them is in use.
 
 An engine is a module with ``NAME``, ``open(plan)`` (see `fastxent._reductions.Call`) and ``describe()``, a
-dictionary with "compiler", "instruction_set" and "instruction_sets"; one with ``tile(plan)`` is quicker at the linear
-losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without). One is chosen by the first call that needs it, so
-that importing the package never fails and a bad environment variable is the error of a call. From then on
-``open_call`` here is that engine's ``open``.
+dictionary with "compiler", "instruction_set" and "instruction_sets"; it may have ``tile(plan)`` too, for the linear
+losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without). One is chosen by the first
+call that needs it, so that importing the package never fails and a bad environment variable is the error of a call.
+From then on ``open_call`` here is that engine's ``open``.
 """
 
 from __future__ import annotations
