@@ -14,6 +14,7 @@ from typing import Any
 
 from .cases import CACHE_BYTES, FEW_ELEMENTS, dtype_of
 from .contest import LIMITS, Record
+from .linear import heads
 from .measure import Estimate, median, ratio
 
 CAPS = {"read": 34e9, "copy": 48e9}
@@ -195,7 +196,7 @@ def extra_memory(records: list[Record]) -> Iterator[Check]:
 def linear_heads(records: list[Record]) -> Iterator[Check]:
     """At a language model's head the products alone are the floor; elsewhere the report has the figures."""
     bounds = {"forward": 1.1, "both": 1.2}
-    for record in of(records, "linear"):
+    for record in heads(records):
         ours, floor = seconds(record, "fastxent"), seconds(record, "product")
         if not ours or not floor or record["case"]["positions"] < 2048:
             continue

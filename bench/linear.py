@@ -25,7 +25,7 @@ from .measure import Effort
 from .peer import Calls
 
 OPERATIONS = ("forward", "both")
-EFFORT = Effort(least=3, most=9, seconds=3.0, sample_seconds=0.02)
+EFFORT = Effort(least=3, most=9, seconds=3.0, sample_seconds=0.02, warmed=True)
 LOSS_BOUND, GRADIENT_BOUND = 1e-5, 1e-3  # coarse: float32 products of thousands of terms, in anyone's order
 CHECKED = 4  # rows of the hidden gradient
 
@@ -246,6 +246,18 @@ CONTESTANTS: list[type[LinearPeer]] = [Subject, Products, Torch, TorchCompile, T
 def contestants(threads: int, peers: list[str]) -> list[LinearPeer]:
     """The subject, the floor, and those of the libraries that take part."""
     return [kind(threads) for kind in CONTESTANTS if kind.peer in ("", "fastxent", *peers)]
+
+
+def heads(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of this suite, those of time and of memory put together."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        if record["suite"] != "linear":
+            continue
+        kept = found.setdefault((record["name"], record["operation"]), record | {"contestants": {}})
+        for name, contestant in record["contestants"].items():
+            kept["contestants"].setdefault(name, {}).update(contestant)
+    return list(found.values())
 
 
 def extra_memory(fields: dict[str, Any], operation: str, name: str, threads: int) -> dict[str, Any]:

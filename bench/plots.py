@@ -8,6 +8,7 @@ from typing import Any
 
 from .bars import NOT_PEERS, of, seconds, share
 from .contest import Record
+from .linear import heads
 from .measure import median, ratio
 
 MIB = 1 << 20
@@ -21,7 +22,8 @@ def draw(records: list[Record], folder: Path) -> list[str]:
     import matplotlib.pyplot as plt
 
     made = []
-    for name, function in (("peers", peers), ("share", shares), ("threads", threads), ("memory", memory), ("linear", linear)):
+    kinds = {"peers": peers, "share": shares, "threads": threads, "memory": memory, "linear": linear}
+    for name, function in kinds.items():
         figure = function(plt, records)
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
@@ -141,7 +143,7 @@ def memory(plt: Any, records: list[Record]) -> Any:
 
 def linear(plt: Any, records: list[Record]) -> Any:
     """Time against the products alone, and peak memory, over the features; a row of panels for each operation."""
-    own = list(of(records, "linear"))
+    own = heads(records)
     # One number of positions to a line: the one with the most cases.
     counts = [record["case"]["positions"] for record in own]
     own = [record for record in own if record["case"]["positions"] == max(set(counts), key=counts.count)]

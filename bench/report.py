@@ -8,6 +8,7 @@ from typing import Any
 
 from .bars import Check, bandwidth, best_peer, check_all, of, seconds, share, summary
 from .contest import LIMITS, Record
+from .linear import heads
 from .measure import Estimate, median, ratio
 
 MIB = 1 << 20
@@ -238,9 +239,8 @@ def memory(records: list[Record]) -> str:
 
 def linear(records: list[Record]) -> str:
     """Time and peak memory of every contestant, and ours against the products alone and the best peer."""
-    parts = []
-    own = list(of(records, "linear"))
-    names = [n for n in dict.fromkeys(n for r in own for n in r["contestants"])]
+    parts, own = [], heads(records)
+    names = list(dict.fromkeys(n for r in own for n in r["contestants"]))
     for operation in dict.fromkeys(record["operation"] for record in own):
         rows = []
         for record in (r for r in own if r["operation"] == operation):
@@ -268,7 +268,8 @@ def answers(records: list[Record], names: Iterable[str]) -> str:
             if "right" not in contestant:
                 continue
             dtype = record["case"]["dtype"]
-            own = worst.setdefault((name if name in names else "fastxent", dtype), {})
+            known = name in names or record["suite"] == "linear"
+            own = worst.setdefault((name if known else "fastxent", dtype), {})
             for key in ("loss_error", "array_error"):
                 if key in contestant:
                     own[key] = max(own.get(key, 0.0), contestant[key])

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .answers import Oracle
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
-from .linear import EFFORT, OPERATIONS, LinearCase, LinearData, LinearPeer, contestants
+from .linear import EFFORT, OPERATIONS, LinearCase, contestants
 from .measure import SMOKE, local, race
 from .peer import Fastxent, Peer
 from .worker import Worker
@@ -253,8 +254,8 @@ def memory(context: Context) -> Iterator[Job]:
 def linear(context: Context) -> Iterator[Job]:
     """The loss of a linear layer, and its gradients: time beside the products alone, and peak memory."""
 
-    def measure(case: LinearCase, data: LinearData, operation: str, field: list[LinearPeer]) -> Record:
-        samplers, answers = {}, {}
+    def time(case: LinearCase, operation: str) -> list[Record]:
+        data, samplers, answers = case.make(), {}, {}
         for contestant in field:
             try:
                 call = contestant.calls(data)[operation]
@@ -267,23 +268,25 @@ def linear(context: Context) -> Iterator[Job]:
             else:
                 samplers[contestant.name] = local(call)
         effort = SMOKE if context.effort is SMOKE else EFFORT
-        record = finish("linear", case.name, operation, race(samplers, effort), answers)
-        for contestant in field:
-            own = record["contestants"][contestant.name]
-            if contestant.name != "product" and "error" not in own:
-                with Worker() as worker:
-                    own |= worker.ask("linear_memory", case=case.fields, operation=operation, peer=contestant.name,
-                                      threads=context.threads)  # fmt: skip
-        return record | {"case": case.fields, "gradient_bytes": data.gradient_bytes}
+        return [finish("linear", case.name, operation, race(samplers, effort), answers) | {"case": case.fields}]
 
-    def run(case: LinearCase, operation: str) -> list[Record]:
-        field = contestants(context.threads, [peer.name for peer in context.peers])
-        return [measure(case, case.make(), operation, field)]
+    def memory(case: LinearCase, operation: str) -> list[Record]:
+        found: dict[str, Any] = {}
+        for name in (contestant.name for contestant in field if contestant.name != "product"):
+            with Worker() as worker:
+                try:
+                    found[name] = worker.ask("linear_memory", case=case.fields, operation=operation, peer=name,
+                                             threads=context.threads)  # fmt: skip
+                except RuntimeError as error:
+                    found[name] = {"error": str(error)}
+        return [finish("linear", case.name, operation, {}, found) | {"case": case.fields}]
 
+    field = contestants(context.threads, [peer.name for peer in context.peers])
     for shape in context.plan.linear:
         case = LinearCase(*shape)
         for operation in OPERATIONS:
-            yield Job(f"linear: {case.name} {operation}", partial(run, case, operation))
+            yield Job(f"linear: {case.name} {operation}", partial(time, case, operation))
+            yield Job(f"linear memory: {case.name} {operation}", partial(memory, case, operation))
 
 
 SUITES: dict[str, Suite] = {

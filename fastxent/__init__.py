@@ -12,12 +12,7 @@ from .elementwise import (
     tanh,
 )
 from .evaluation import Evaluator
-from .linear import (
-    LinearGrads,
-    linear_cross_entropy,
-    linear_cross_entropy_and_grad,
-    linear_token_statistics,
-)
+from .linear import linear_cross_entropy, linear_cross_entropy_and_grad, linear_token_statistics
 from .losses import cross_entropy, cross_entropy_and_grad, cross_entropy_and_softmax, cross_entropy_grad
 from .nll import cross_entropy_from_probs, cross_entropy_from_probs_and_grad, nll_loss, nll_loss_and_grad
 from .regression import (
@@ -37,7 +32,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Evaluator",
-    "LinearGrads",
     "binary_cross_entropy",
     "binary_cross_entropy_and_grad",
     "binary_cross_entropy_with_logits",
