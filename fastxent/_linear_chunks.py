@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-FORWARD_BYTES = 40 << 20
+FORWARD_BYTES = 32 << 20
 BYTES_A_FEATURE = 160 << 10
 LEAST_BYTES = 8 << 20
 TILE_ROWS = 2048
