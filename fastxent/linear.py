@@ -341,8 +341,8 @@ def linear_token_statistics(
 
     Parameters
     ----------
-    hidden, weight, targets, bias, mask, lengths, ignore_index, shift, logit_scale, softcap, progress, num_threads, \
-    max_bytes
+    hidden, weight, targets, bias, mask, lengths, ignore_index, shift, logit_scale, softcap, num_threads, \
+    max_bytes, progress
         As for `linear_cross_entropy`.
 
     Returns
