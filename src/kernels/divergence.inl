@@ -38,7 +38,7 @@ static FX_INLINE V side_load(const char *p, int i, int n, V fill) {
 }
 
 static FX_NOINLINE RowSum side_sum(Side *side, int64_t classes) {
-    const V low = v_set1(-(R)INFINITY), one = v_set1(1);
+    const V low = v_set1(-(R)INFINITY);
     const ExpScale k = exp_scale(1);
     R max = -(R)INFINITY;
     double rest = 0, equal = 0; /* below the maximum, and at it */
