@@ -1,0 +1,454 @@
+"""Losses and activations with the signatures and conventions of ``torch.nn.functional``, computed by fastxent.
+
+Whatever torch's own function takes, these take, with the same meaning: the class axis is 1 (0 for a single unbatched
+position), a reduced loss is a tensor without axes, in the logits' dtype. What torch does not know comes as keywords
+after torch's own arguments.
+
+Ordinary tensors go the short way (`_eager.py`). Under torch.compile, torch.export and torch.func, and where a target or
+a weight needs a gradient, the same loss is made of operators (`_operators.py`, `_composed.py`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _composed, _eager, _operators
+from ._composed import Call
+from ._tensors import FLOATS, HALVES, check_device, check_tensor, plain, undisturbed
+
+__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "log_softmax", "nll_loss", "softmax"]
+
+_REDUCTIONS = ("mean", "sum", "none")
+_INDICES = frozenset(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    inplace_backward: bool = False,
+) -> Tensor:
+    r"""Compute the cross-entropy between softmax(input) and target, as ``torch.nn.functional.cross_entropy`` does.
+
+    .. math:: \ell = -\sum_c w_c \, q_c \log \mathrm{softmax}(x)_c
+
+    with q of 1 - `label_smoothing` at the target's class (or `target` times that), plus `label_smoothing` / C at each.
+
+    Parameters
+    ----------
+    input : Tensor
+        Logits of shape (C,), (N, C) or (N, C, d1, ...), on the CPU, of any strides: float16, bfloat16, float32 or
+        float64.
+    target : Tensor
+        Class indices: integers of the shape of `input` without C. Or class probabilities: floats of its whole shape,
+        through which gradients flow as well.
+    weight : Tensor, optional
+        Of shape (C,): w above.
+    size_average, reduce : bool, optional
+        torch's deprecated names for `reduction`; with its warning.
+    ignore_index : int, default -100
+        Positions with this class index do not count. For class probabilities it must be negative, as in torch.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the sum of the weights of the targets; for class probabilities by the number of positions.
+    label_smoothing : float, default 0.0
+        From 0 to 1.
+    mask : Tensor of bool or int, optional
+        Which positions count; broadcasts to the shape of `input` without C. What does not count is not looked at.
+    lengths : Tensor of int, optional
+        How many steps of the last axis count: the shape of `input` without C and that axis.
+    sample_weight : Tensor, optional
+        Multiplies the loss of a position, and enters the divisor of "mean"; broadcasts like `mask`; differentiable.
+    z_loss : float, default 0.0
+        Adds z_loss * logsumexp(x)**2 to the loss of a position.
+    softcap : float, optional
+        Replaces x by softcap * tanh(x / softcap).
+    inplace_backward : bool, default False
+        Permits the backward pass to write the gradient over `input`, which must not be a leaf: no memory for it is
+        needed, and autograd reports whoever needs `input` afterwards. Compiled code plans its memory itself.
+
+    Returns
+    -------
+    Tensor
+        A tensor without axes, for "none" of the positions' shape; of the dtype that torch returns: that of `input`,
+        promoted with class probabilities, float32 for half types under autocast.
+
+    Raises
+    ------
+    IndexError
+        If the class index of a position that counts is outside [0, C).
+    TypeError
+        If an argument is no tensor, has a dtype that is not named above, or is not on the CPU.
+    ValueError
+        If a shape or a number does not fit.
+
+    See Also
+    --------
+    fastxent.cross_entropy, fastxent.torch.patch
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    >>> loss = fastxent.torch.cross_entropy(logits, torch.tensor([0, 1]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4), [round(g, 4) for g in logits.grad[0].tolist()]
+    (0.3606, [-0.0781, 0.0571, 0.021])
+
+    References
+    ----------
+    .. [1] ``torch.nn.CrossEntropyLoss``, the documentation of PyTorch.
+    """
+    if (
+        weight is size_average is reduce is mask is lengths is sample_weight is softcap is None
+        and reduction in _REDUCTIONS
+        and not (z_loss or inplace_backward)
+        and plain(input, target)
+    ):
+        return _eager.plain_cross_entropy(input, target, reduction, ignore_index, label_smoothing)
+    reduction = _reduction(reduction, size_average, reduce)
+    check_tensor(input, "input", "cross_entropy")
+    result, indices = _check_classes(input, target, weight, "cross_entropy")
+    if indices:
+        target = _unbatched(input, target)
+    elif ignore_index >= 0:
+        raise ValueError("cross_entropy(): ignore_index is not supported for class probabilities; use mask")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"cross_entropy(): softcap must be greater than 0, got {softcap}")
+    if mask is not None or lengths is not None or sample_weight is not None:
+        mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, "cross_entropy")
+    if inplace_backward and input.requires_grad and input.is_leaf:
+        raise ValueError("cross_entropy(): inplace_backward would overwrite a leaf of the graph; give it a result")
+    call = Call(
+        target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index, label_smoothing, z_loss,
+        softcap or 0.0, inplace_backward,
+    )
+    if _short_way(input, call):
+        return _eager.cross_entropy(input, call)
+    _check_composed(input, call)
+    return _composed.cross_entropy(input, call)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Compute the loss of log-probabilities, as ``torch.nn.functional.nll_loss`` does.
+
+    .. math:: \ell = -w_t \, x_t
+
+    Parameters
+    ----------
+    input : Tensor
+        Log-probabilities, shaped and stored like the logits of `cross_entropy`.
+    target : Tensor
+        Class indices: integers of the shape of `input` without C.
+    weight, size_average, ignore_index, reduce, reduction, mask, lengths, sample_weight
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    Tensor
+        As from `cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As for `cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> fastxent.torch.nll_loss(torch.tensor([[-1.0, -0.5], [-2.0, -0.25]]), torch.tensor([0, 1]))
+    tensor(0.6250)
+    """
+    reduction = _reduction(reduction, size_average, reduce)
+    check_tensor(input, "input", "nll_loss")
+    result, indices = _check_classes(input, target, weight, "nll_loss")
+    if not indices:
+        raise TypeError(f"nll_loss(): target has dtype {target.dtype}; expected class indices, integers")
+    mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, "nll_loss")
+    target = _unbatched(input, target)
+    call = Call(target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index)
+    if _short_way(input, call):
+        return _eager.nll_loss(input, call)
+    _check_composed(input, call)
+    return _composed.nll_loss(input, call)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Compute the binary cross-entropy of sigmoid(input), as torch's function of the same name does.
+
+    .. math:: \ell = w \left( p \, y \log(1 + e^{-x}) + (1 - y) \log(1 + e^x) \right)
+
+    Parameters
+    ----------
+    input : Tensor
+        Logits of any shape, on the CPU; float16, bfloat16, float32, float64.
+    target : Tensor
+        Of the same shape: from 0 to 1; differentiable if a float.
+    weight : Tensor, optional
+        w above: multiplies the loss of an element, and does not enter the divisor of "mean"; broadcasts to `input`.
+    size_average, reduce : bool, optional
+        torch's deprecated names for `reduction`; with its warning.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements, or the sum of their `sample_weight`.
+    pos_weight : Tensor, optional
+        p above; broadcasts to `input`.
+    mask, lengths, sample_weight
+        As for `cross_entropy`, for single elements; time is the last of two or more axes.
+
+    Returns
+    -------
+    Tensor
+        A tensor without axes, for "none" of the shape of `input`; of its dtype promoted with that of `target`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> fastxent.torch.binary_cross_entropy_with_logits(torch.zeros(2), torch.tensor([0.0, 1.0]))
+    tensor(0.6931)
+    """
+    name = "binary_cross_entropy_with_logits"
+    reduction = _reduction(reduction, size_average, reduce)
+    check_tensor(input, "input", name)
+    for what, tensor in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
+        if tensor is not None or what == "target":
+            _check_given(tensor, what, name)
+    if target.shape != input.shape:
+        raise ValueError(f"{name}(): target has shape {tuple(target.shape)}, input {tuple(input.shape)}")
+    result = _under_autocast(torch.promote_types(input.dtype, target.dtype))
+    mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, name)
+    call = Call(target, weight, pos_weight, mask, lengths, sample_weight, result, reduction)
+    if _short_way(input, call):
+        return _eager.binary_cross_entropy_with_logits(input, call)
+    return _composed.binary_cross_entropy_with_logits(input, call)
+
+
+def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    r"""Compute the logarithm of the softmax, as ``torch.nn.functional.log_softmax`` does.
+
+    .. math:: y_c = x_c - \log \sum_k \exp(x_k)
+
+    Parameters
+    ----------
+    input : Tensor
+        On the CPU, of any shape and strides; float16, bfloat16, float32, float64.
+    dim : int, optional
+        The axis of the classes. Without one, torch's old choice, with its warning.
+    _stacklevel : int
+        torch's: where that warning points to.
+    dtype : torch.dtype, optional
+        What `input` is converted to first.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of `input` (or `dtype`).
+
+    Raises
+    ------
+    TypeError
+        If `input` is no tensor, is of another dtype, or is not on the CPU.
+    IndexError
+        If `dim` is out of range.
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> fastxent.torch.log_softmax(torch.zeros(1, 4), 1)
+    tensor([[-1.3863, -1.3863, -1.3863, -1.3863]])
+    """
+    return _activation("log_softmax", input, dim, _stacklevel, dtype)
+
+
+def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    r"""Compute the softmax, as ``torch.nn.functional.softmax`` does.
+
+    .. math:: y_c = \exp(x_c) / \sum_k \exp(x_k)
+
+    Parameters
+    ----------
+    input, dim, _stacklevel, dtype
+        As for `log_softmax`.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of `input` (or `dtype`).
+
+    Raises
+    ------
+    IndexError, TypeError
+        As for `log_softmax`.
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> fastxent.torch.softmax(torch.zeros(1, 4), 1)
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    return _activation("softmax", input, dim, _stacklevel, dtype)
+
+
+def _activation(name: str, input: Any, dim: int | None, stacklevel: int, dtype: Any) -> Tensor:
+    if dtype is not None and isinstance(input, Tensor):
+        input = input.to(dtype)
+    check_tensor(input, "input", name)
+    ndim = input.ndim
+    if dim is None:
+        warnings.warn(
+            f"Implicit dimension choice for {name} has been deprecated. Change the call to include dim=X as an "
+            "argument.",
+            stacklevel=stacklevel,
+        )
+        dim = 0 if ndim in (0, 1, 3) else 1
+    if not -max(ndim, 1) <= dim < max(ndim, 1):
+        raise IndexError(f"{name}(): dim must be from {-max(ndim, 1)} to {max(ndim, 1) - 1}, got {dim}")
+    if ndim == 0:
+        return _activation(name, input.reshape(1), 0, stacklevel, None).reshape(())
+    axis = dim % ndim
+    if undisturbed(input):
+        return _eager.activation(name, input, axis)
+    operator = _operators.softmax if name == "softmax" else _operators.log_softmax
+    result: Tensor = operator(input, axis)
+    return result
+
+
+# --- judging arguments
+
+
+def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    if size_average is not None or reduce is not None:
+        averaged, reduced = size_average is not False, reduce is not False
+        reduction = "none" if not reduced else "mean" if averaged else "sum"
+        warnings.warn(
+            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
+            stacklevel=3,
+        )
+    if reduction in _REDUCTIONS:
+        return reduction
+    if reduction == "elementwise_mean":
+        warnings.warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", stacklevel=3)
+        return "mean"
+    raise ValueError(f"{reduction} is not a valid value for reduction; expected mean, sum or none")
+
+
+def _check_given(tensor: Any, name: str, function: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{function}(): {name} must be a Tensor, not {type(tensor).__name__}")
+    if not tensor.is_cpu:
+        check_device(tensor, name, function)
+
+
+def _check_classes(input: Tensor, target: Any, weight: Any, function: str) -> tuple[torch.dtype, bool]:
+    """The dtype that torch's result has, and whether the targets are class indices."""
+    _check_given(target, "target", function)
+    if input.ndim == 0:
+        raise ValueError(f"{function}(): input has no class axis")
+    result, kind = input.dtype, target.dtype
+    indices = kind not in FLOATS
+    if weight is not None:
+        _check_given(weight, "weight", function)
+        if indices and weight.requires_grad:
+            raise RuntimeError(
+                f"{function}(): the loss of class indices is not differentiable by weight; give weight.detach()"
+            )
+    if not indices:
+        result = torch.promote_types(result, kind)
+        if weight is not None:
+            result = torch.promote_types(result, weight.dtype)
+    elif kind not in _INDICES:
+        raise TypeError(f"{function}(): target has dtype {kind}; expected class indices or class probabilities")
+    return (result if result not in HALVES else _under_autocast(result)), indices
+
+
+def _unbatched(input: Tensor, target: Tensor) -> Tensor:
+    """Torch takes a batch of one target for a position that has no batch."""
+    return target[0] if input.ndim == 1 and target.ndim == 1 and target.shape[0] == 1 else target
+
+
+def _describing(mask: Any, lengths: Any, sample_weight: Any, function: str) -> tuple[Any, Any, Any]:
+    """What describes positions, as tensors: a list or an array will do."""
+    found = []
+    for name, value in (("mask", mask), ("lengths", lengths), ("sample_weight", sample_weight)):
+        if value is not None:
+            value = torch.as_tensor(value)
+            _check_given(value, name, function)
+        found.append(value)
+    mask, lengths, sample_weight = found
+    if mask is not None and mask.dtype.is_floating_point:
+        raise TypeError(f"{function}(): mask has dtype {mask.dtype}; weights of positions are sample_weight")
+    return mask, lengths, sample_weight
+
+
+def _short_way(input: Tensor, call: Call) -> bool:
+    """Whether these are ordinary tensors of which only the logits may need a gradient."""
+    target, weight, pos_weight, mask, lengths, sample_weight, *_ = call
+    if not undisturbed(input, target, weight, pos_weight, mask, lengths, sample_weight):
+        return False
+    for tensor in (target, weight, pos_weight, sample_weight):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            return False
+    return True
+
+
+def _check_composed(input: Tensor, call: Call) -> None:
+    """The shapes that torch's own operations would broadcast without a word; otherwise fastxent judges them."""
+    target, weight, _, _, lengths, *_ = call
+    axis = 0 if input.ndim == 1 else 1
+    positions = (*input.shape[:axis], *input.shape[axis + 1 :])
+    expected = input.shape if target.dtype.is_floating_point else positions
+    if tuple(target.shape) != tuple(expected):
+        raise ValueError(f"target must have shape {tuple(expected)}, got {tuple(target.shape)}")
+    if weight is not None and tuple(weight.shape) != (input.shape[axis],):
+        raise ValueError(f"weight must have shape ({input.shape[axis]},), got {tuple(weight.shape)}")
+    if lengths is not None and (len(positions) < 2 or tuple(lengths.shape) != positions[:-1]):
+        raise ValueError(f"lengths must have shape {positions[:-1]}, got {tuple(lengths.shape)}: add a batch axis")
+
+
+def _under_autocast(dtype: torch.dtype) -> torch.dtype:
+    """What torch's losses return under autocast: float32 for the half types."""
+    if dtype in HALVES and torch.is_autocast_enabled("cpu"):
+        return torch.float32
+    return dtype
