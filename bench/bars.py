@@ -182,6 +182,23 @@ def products(records: list[Record]) -> Iterator[Check]:
             yield Check(title, label(record), ratio(after, alone), 1.05, False, "x")
 
 
+def torch(records: list[Record]) -> Iterator[Check]:
+    """The adapter for torch against torch, by the size of the logits."""
+    for record in of(records, "torch"):
+        theirs, ours = (seconds(record, name) for name in ("torch", "fastxent.torch"))
+        case = record["case"]
+        size = math.prod(case["shape"])
+        if not theirs or not ours or size < 320 * 5:
+            continue
+        value = ratio(theirs, ours)
+        bound = 2.0 if size >= 256 * 1000 else 1.0
+        title = f"fastxent.torch, from {'256 x 1000' if bound > 1 else '320 x 5'} up: times torch"
+        yield Check(title, label(record), value, bound, True, "x")
+        if tuple(case["shape"]) == (1024, 50257) and record["operation"] == "both":
+            title = "fastxent.torch, forward + backward at 1024 x 50257: times torch"
+            yield Check(title, label(record), value, 4.0, True, "x")
+
+
 def extra_memory(records: list[Record]) -> Iterator[Check]:
     """O(positions), made a number: 64 bytes a position, and 4 MiB for stacks and the like."""
     for record in of(records, "memory"):
@@ -215,7 +232,7 @@ def linear_heads(records: list[Record]) -> Iterator[Check]:
 
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
-    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products,
+    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products, torch,
     extra_memory, linear_heads,
 ]  # fmt: skip
 

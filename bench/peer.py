@@ -123,9 +123,12 @@ class FastxentNumba(Fastxent):
 
 def load(names: list[str] | None, threads: int) -> tuple[list[Peer], dict[str, str]]:
     """The wanted peers (None: all) that are installed, and for the others why not."""
+    from .adapters import ADAPTERS
     from .baselines import PEERS
 
     kinds = {kind.name: kind for kind in PEERS}
+    if names is not None:  # adapters take part only where they are named
+        kinds |= {kind.name: kind for kind in ADAPTERS}
     unknown = [name for name in names or [] if name not in kinds]
     if unknown:
         raise ValueError(f"unknown peers {unknown}: choose from {', '.join(kinds)}")

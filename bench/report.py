@@ -62,6 +62,7 @@ def markdown(results: dict[str, Any]) -> str:
         scaling(records),
         instruction_sets(records),
         products(records),
+        torch(records),
         memory(records),
         linear(records),
         answers(records, results["machine"]["versions"]),
@@ -221,6 +222,19 @@ def products(records: list[Record]) -> str:
                 )
     head = ["call between", "product", "product runs", "alone, ms", "time / alone"]
     return "## A foreign matrix product between two calls\n\n" + table(head, rows) if rows else ""
+
+
+def torch(records: list[Record]) -> str:
+    """The adapter beside torch, in microseconds: the small cases count as well."""
+    rows = []
+    for record in of(records, "torch"):
+        ours, theirs = (seconds(record, name) for name in ("fastxent.torch", "torch"))
+        if ours and theirs:
+            times = [f"{median(laps).times(1e6).value:.1f}" for laps in (ours, theirs)]
+            rows.append([record["name"], OPERATIONS.get(record["operation"], record["operation"]), *times,
+                         number(ratio(theirs, ours), "x")])
+    head = ["case", "operation", "fastxent.torch", "torch", "torch / fastxent.torch"]
+    return "## fastxent.torch against torch, microseconds\n\n" + table(head, rows) if rows else ""
 
 
 def memory(records: list[Record]) -> str:

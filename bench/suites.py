@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .adapters import ADAPTERS, FastxentTorch, installed
 from .answers import Oracle
+from .baselines import Torch
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
 from .linear import EFFORT, OPERATIONS, LinearCase, contestants
@@ -225,6 +227,21 @@ def gemm(context: Context) -> Iterator[Job]:
         yield Job(f"gemm: {case.name}", partial(run, case))
 
 
+def torch(context: Context) -> Iterator[Job]:
+    """fastxent.torch against torch on the same tensors: forward, and forward with backward."""
+
+    def run(case: Case) -> list[Record]:
+        data = case.make()
+        able, failed = entries([FastxentTorch(context.threads), Torch(context.threads)], data)
+        records = [contest(context, "torch", case, operation, able) for operation in ("forward", "both")]
+        for record in records:
+            record["contestants"] |= {name: {"error": error} for name, error in failed.items()}
+        return records
+
+    for case in context.plan.torch if installed("torch") else []:
+        yield Job(f"torch: {case.name}", partial(run, case))
+
+
 def memory(context: Context) -> Iterator[Job]:
     """Peak memory beyond the inputs, each call in a child process of its own."""
 
@@ -245,7 +262,8 @@ def memory(context: Context) -> Iterator[Job]:
 
     whole = Case(context.plan.memory)
     for operation in ("forward", "both"):
-        names = ["fastxent", *(peer.name for peer in context.aside)]
+        adapters = [kind.name for kind in ADAPTERS if installed(kind.distribution)]
+        names = ["fastxent", *adapters, *(peer.name for peer in context.aside)]
         yield Job(f"memory: {whole.name} {operation}", partial(run, whole, operation, names))
         for case in context.plan.memory_cases:
             yield Job(f"memory: {case.name} {operation}", partial(run, case, operation, ["fastxent"]))
@@ -305,8 +323,9 @@ SUITES: dict[str, Suite] = {
         threads,
         isa,
         gemm,
+        torch,
         memory,
         linear,
     )
 }
-WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "memory", "linear")
+WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "torch", "memory", "linear")
