@@ -95,11 +95,13 @@ def test_output_file_is_whole_or_not_there(capsys):
     assert capsys.readouterr() == ("", "")
     before = Path("scores.json").read_text()
     assert json.loads(before)["n_tokens"] == 60
-    Path("x.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    whole = Path("x.npy").read_bytes()
+    Path("x.npy").write_bytes(whole[:-1])
     assert main(["eval", "x.npy", "t.npy", "-o", "scores.json", "--quiet"]) == 1
     assert Path("scores.json").read_text() == before
     assert not list(Path().glob(".scores*"))
     capsys.readouterr()
+    Path("x.npy").write_bytes(whole)
     assert main(["eval", "x.npy", "t.npy", "-o", "no/such/folder.json"]) == 1
     assert "no/such/folder.json: cannot be written: No such file" in capsys.readouterr().err
 
