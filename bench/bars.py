@@ -166,6 +166,14 @@ def masked(records: list[Record]) -> Iterator[Check]:
             yield Check(title, f"{record['name']} {v:.2f}", value, bound, False, "x")
 
 
+def one_pass(records: list[Record]) -> Iterator[Check]:
+    for record in of(records, "scoring"):
+        loss, all_at_once = seconds(record, "cross_entropy"), seconds(record, "token_statistics")
+        if loss and all_at_once and record["case"]["shape"][record["case"]["axis"]] >= 1000:
+            title = "token_statistics, C >= 1000: time against cross_entropy"
+            yield Check(title, record["name"], ratio(all_at_once, loss), 1.3, False, "x")
+
+
 def avx2(records: list[Record]) -> Iterator[Check]:
     for record in of(records, "isa"):
         chosen, forced = (record["contestants"].get(name, {}) for name in ("default", "avx2"))
@@ -232,8 +240,8 @@ def linear_heads(records: list[Record]) -> Iterator[Check]:
 
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
-    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, avx2, products, torch,
-    extra_memory, linear_heads,
+    forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, one_pass, avx2,
+    products, torch, extra_memory, linear_heads,
 ]  # fmt: skip
 
 

@@ -168,6 +168,7 @@ class Plan:
     small: list[tuple[int, ...]]
     layouts: list[tuple[int, ...]]
     fractions: list[float]
+    scoring: list[Case]
     threads: list[tuple[int, ...]]
     isa: list[Case]
     forced: list[str]
@@ -193,6 +194,10 @@ FULL = Plan(
     small=[(1, 5), (320, 5), (32, 10), (1, 1000)],
     layouts=[(64, 17, 4096), (64, 32, 2048), (16, 128, 8192), (32, 1000, 1024), (4, 50257, 256)],
     fractions=[0.1, 0.25, 0.5, 0.75, 0.9],
+    scoring=[
+        *[Case(s, d) for s in [(32768, 1000), (1024, 50257)] for d in DTYPES],
+        *[Case((64, 32, 2048), axis=1), Case((32, 1000, 1024), axis=1), Case((262144, 17))],
+    ],
     threads=[(262144, 17), (32768, 1000), (1024, 50257)],
     isa=[
         *[Case((262144, 17)), Case((32768, 1000)), Case((1024, 50257))],
@@ -233,6 +238,7 @@ QUICK = Plan(
     small=[(1, 5), (320, 5)],
     layouts=[(64, 17, 4096), (16, 1000, 1024)],
     fractions=[0.25, 0.75],
+    scoring=[Case((16384, 1000)), Case((512, 50257), "bfloat16"), Case((16, 1000, 1024), axis=1)],
     threads=[(16384, 1000)],
     isa=[Case((262144, 17)), Case((16384, 1000))],
     forced=["avx2"],
@@ -258,6 +264,7 @@ SMOKE = Plan(
     small=[(1, 5)],
     layouts=[(3, 5, 16)],
     fractions=[0.5],
+    scoring=[Case((16, 40)), Case((3, 5, 16), axis=1)],
     threads=[(16, 40)],
     isa=[Case((16, 40))],
     forced=["baseline"],

@@ -59,6 +59,7 @@ def markdown(results: dict[str, Any]) -> str:
         sizes(records),
         small(records),
         masks(records),
+        scoring(records),
         scaling(records),
         instruction_sets(records),
         products(records),
@@ -181,6 +182,16 @@ def masks(records: list[Record]) -> str:
                 rows.append([record["name"], record["operation"], f"{contestant['valid']:.2f}", number(value)])
     head = ["case", "operation", "fraction valid", "time / all valid"]
     return "## Masks and lengths\n\n" + table(head, rows) if rows else ""
+
+
+def scoring(records: list[Record]) -> str:
+    rows = []
+    for record in of(records, "scoring"):
+        loss = seconds(record, "cross_entropy")
+        others = [name for name in record["contestants"] if name != "cross_entropy"]
+        rows.append([record["name"], milliseconds(loss), *(number(ratio(seconds(record, n), loss)) for n in others)])
+        head = ["case", "cross_entropy, ms", *(f"{name} / cross_entropy" for name in others)]
+    return "## Scoring in one pass\n\n" + table(head, rows) if rows else ""
 
 
 def scaling(records: list[Record]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+import fastxent
+
 from .adapters import ADAPTERS, FastxentTorch, installed
 from .answers import Oracle
 from .baselines import Torch
@@ -152,6 +154,25 @@ def masks(context: Context) -> Iterator[Job]:
     for shape in context.plan.sequences:
         for padding in ("lengths", "mask"):
             yield Job(f"masks: {Case(shape).name} {padding}", partial(run, Case(shape), padding))
+
+
+def scoring(context: Context) -> Iterator[Job]:
+    """What one pass for all statistics costs beside the loss alone."""
+
+    def run(case: Case) -> list[Record]:
+        data, n = case.make(), context.threads
+        x, t, axis = data.logits, data.targets, case.axis
+        samplers = {
+            "cross_entropy": local(lambda: fastxent.cross_entropy(x, t, axis=axis, num_threads=n)),
+            "token_statistics": local(lambda: fastxent.token_statistics(x, t, axis=axis, num_threads=n)),
+            "top_k_log_probs, k = 5": local(lambda: fastxent.top_k_log_probs(x, 5, axis=axis, num_threads=n)),
+            "partials": local(lambda: fastxent.partials(x, t, axis=axis, num_threads=n)),
+        }
+        record = finish("scoring", case.name, "forward", race(samplers, context.effort))
+        return [record | {"case": dataclasses.asdict(case)}]
+
+    for case in context.plan.scoring:
+        yield Job(f"scoring: {case.name}", partial(run, case))
 
 
 def threads(context: Context) -> Iterator[Job]:
@@ -320,6 +341,7 @@ SUITES: dict[str, Suite] = {
         small,
         layout,
         masks,
+        scoring,
         threads,
         isa,
         gemm,
@@ -328,4 +350,4 @@ SUITES: dict[str, Suite] = {
         linear,
     )
 }
-WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "isa", "gemm", "torch", "memory", "linear")
+WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "scoring", "isa", "gemm", "torch", "memory", "linear")
