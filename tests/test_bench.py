@@ -49,7 +49,7 @@ CASES = [
     *[Case((4, 13, 9), padding="lengths", valid=0.6), Case((4, 13, 9), "float64", padding="mask", valid=0.3)],
     Case((23, 9), "float64", label_smoothing=0.2, weighted=True),
 ]
-MODULES = {"sklearn": "sklearn", "torch-manual": "torch", "compile": "torch", "jax": "optax"}
+MODULES = {"fastxent-numba": "numba", "sklearn": "sklearn", "torch-manual": "torch", "compile": "torch", "jax": "optax"}
 
 
 def expected(operation, data):

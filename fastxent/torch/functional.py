@@ -18,12 +18,20 @@ from torch import Tensor
 
 from . import _composed, _eager, _operators
 from ._composed import Call
-from ._tensors import FLOATS, HALVES, check_device, check_tensor, plain, undisturbed
+from ._judging import (
+    REDUCTIONS,
+    check_given,
+    check_shapes,
+    checked_classes,
+    checked_reduction,
+    describing,
+    short_way,
+    unbatched,
+    under_autocast,
+)
+from ._tensors import check_tensor, plain, undisturbed
 
 __all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "log_softmax", "nll_loss", "softmax"]
-
-_REDUCTIONS = ("mean", "sum", "none")
-_INDICES = frozenset(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 def cross_entropy(
@@ -115,31 +123,31 @@ def cross_entropy(
     """
     if (
         weight is size_average is reduce is mask is lengths is sample_weight is softcap is None
-        and reduction in _REDUCTIONS
+        and reduction in REDUCTIONS
         and not (z_loss or inplace_backward)
         and plain(input, target)
     ):
         return _eager.plain_cross_entropy(input, target, reduction, ignore_index, label_smoothing)
-    reduction = _reduction(reduction, size_average, reduce)
+    reduction = checked_reduction(reduction, size_average, reduce)
     check_tensor(input, "input", "cross_entropy")
-    result, indices = _check_classes(input, target, weight, "cross_entropy")
+    result, indices = checked_classes(input, target, weight, "cross_entropy")
     if indices:
-        target = _unbatched(input, target)
+        target = unbatched(input, target)
     elif ignore_index >= 0:
         raise ValueError("cross_entropy(): ignore_index is not supported for class probabilities; use mask")
     if softcap is not None and not softcap > 0.0:
         raise ValueError(f"cross_entropy(): softcap must be greater than 0, got {softcap}")
     if mask is not None or lengths is not None or sample_weight is not None:
-        mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, "cross_entropy")
+        mask, lengths, sample_weight = describing(mask, lengths, sample_weight, "cross_entropy")
     if inplace_backward and input.requires_grad and input.is_leaf:
         raise ValueError("cross_entropy(): inplace_backward would overwrite a leaf of the graph; give it a result")
     call = Call(
         target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index, label_smoothing, z_loss,
         softcap or 0.0, inplace_backward,
     )
-    if _short_way(input, call):
+    if short_way(input, call):
         return _eager.cross_entropy(input, call)
-    _check_composed(input, call)
+    check_shapes(input, call)
     return _composed.cross_entropy(input, call)
 
 
@@ -185,17 +193,17 @@ def nll_loss(
     >>> fastxent.torch.nll_loss(torch.tensor([[-1.0, -0.5], [-2.0, -0.25]]), torch.tensor([0, 1]))
     tensor(0.6250)
     """
-    reduction = _reduction(reduction, size_average, reduce)
+    reduction = checked_reduction(reduction, size_average, reduce)
     check_tensor(input, "input", "nll_loss")
-    result, indices = _check_classes(input, target, weight, "nll_loss")
+    result, indices = checked_classes(input, target, weight, "nll_loss")
     if not indices:
         raise TypeError(f"nll_loss(): target has dtype {target.dtype}; expected class indices, integers")
-    mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, "nll_loss")
-    target = _unbatched(input, target)
+    mask, lengths, sample_weight = describing(mask, lengths, sample_weight, "nll_loss")
+    target = unbatched(input, target)
     call = Call(target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index)
-    if _short_way(input, call):
+    if short_way(input, call):
         return _eager.nll_loss(input, call)
-    _check_composed(input, call)
+    check_shapes(input, call)
     return _composed.nll_loss(input, call)
 
 
@@ -250,17 +258,17 @@ def binary_cross_entropy_with_logits(
     tensor(0.6931)
     """
     name = "binary_cross_entropy_with_logits"
-    reduction = _reduction(reduction, size_average, reduce)
+    reduction = checked_reduction(reduction, size_average, reduce)
     check_tensor(input, "input", name)
     for what, tensor in (("target", target), ("weight", weight), ("pos_weight", pos_weight)):
         if tensor is not None or what == "target":
-            _check_given(tensor, what, name)
+            check_given(tensor, what, name)
     if target.shape != input.shape:
         raise ValueError(f"{name}(): target has shape {tuple(target.shape)}, input {tuple(input.shape)}")
-    result = _under_autocast(torch.promote_types(input.dtype, target.dtype))
-    mask, lengths, sample_weight = _describing(mask, lengths, sample_weight, name)
+    result = under_autocast(torch.promote_types(input.dtype, target.dtype))
+    mask, lengths, sample_weight = describing(mask, lengths, sample_weight, name)
     call = Call(target, weight, pos_weight, mask, lengths, sample_weight, result, reduction)
-    if _short_way(input, call):
+    if short_way(input, call):
         return _eager.binary_cross_entropy_with_logits(input, call)
     return _composed.binary_cross_entropy_with_logits(input, call)
 
@@ -353,102 +361,3 @@ def _activation(name: str, input: Any, dim: int | None, stacklevel: int, dtype: 
     operator = _operators.softmax if name == "softmax" else _operators.log_softmax
     result: Tensor = operator(input, axis)
     return result
-
-
-# --- judging arguments
-
-
-def _reduction(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    if size_average is not None or reduce is not None:
-        averaged, reduced = size_average is not False, reduce is not False
-        reduction = "none" if not reduced else "mean" if averaged else "sum"
-        warnings.warn(
-            f"size_average and reduce args will be deprecated, please use reduction='{reduction}' instead.",
-            stacklevel=3,
-        )
-    if reduction in _REDUCTIONS:
-        return reduction
-    if reduction == "elementwise_mean":
-        warnings.warn("reduction='elementwise_mean' is deprecated. Please use reduction='mean' instead.", stacklevel=3)
-        return "mean"
-    raise ValueError(f"{reduction} is not a valid value for reduction; expected mean, sum or none")
-
-
-def _check_given(tensor: Any, name: str, function: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{function}(): {name} must be a Tensor, not {type(tensor).__name__}")
-    if not tensor.is_cpu:
-        check_device(tensor, name, function)
-
-
-def _check_classes(input: Tensor, target: Any, weight: Any, function: str) -> tuple[torch.dtype, bool]:
-    """The dtype that torch's result has, and whether the targets are class indices."""
-    _check_given(target, "target", function)
-    if input.ndim == 0:
-        raise ValueError(f"{function}(): input has no class axis")
-    result, kind = input.dtype, target.dtype
-    indices = kind not in FLOATS
-    if weight is not None:
-        _check_given(weight, "weight", function)
-        if indices and weight.requires_grad:
-            raise RuntimeError(
-                f"{function}(): the loss of class indices is not differentiable by weight; give weight.detach()"
-            )
-    if not indices:
-        result = torch.promote_types(result, kind)
-        if weight is not None:
-            result = torch.promote_types(result, weight.dtype)
-    elif kind not in _INDICES:
-        raise TypeError(f"{function}(): target has dtype {kind}; expected class indices or class probabilities")
-    return (result if result not in HALVES else _under_autocast(result)), indices
-
-
-def _unbatched(input: Tensor, target: Tensor) -> Tensor:
-    """Torch takes a batch of one target for a position that has no batch."""
-    return target[0] if input.ndim == 1 and target.ndim == 1 and target.shape[0] == 1 else target
-
-
-def _describing(mask: Any, lengths: Any, sample_weight: Any, function: str) -> tuple[Any, Any, Any]:
-    """What describes positions, as tensors: a list or an array will do."""
-    found = []
-    for name, value in (("mask", mask), ("lengths", lengths), ("sample_weight", sample_weight)):
-        if value is not None:
-            value = torch.as_tensor(value)
-            _check_given(value, name, function)
-        found.append(value)
-    mask, lengths, sample_weight = found
-    if mask is not None and mask.dtype.is_floating_point:
-        raise TypeError(f"{function}(): mask has dtype {mask.dtype}; weights of positions are sample_weight")
-    return mask, lengths, sample_weight
-
-
-def _short_way(input: Tensor, call: Call) -> bool:
-    """Whether these are ordinary tensors of which only the logits may need a gradient."""
-    target, weight, pos_weight, mask, lengths, sample_weight, *_ = call
-    if not undisturbed(input, target, weight, pos_weight, mask, lengths, sample_weight):
-        return False
-    for tensor in (target, weight, pos_weight, sample_weight):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            return False
-    return True
-
-
-def _check_composed(input: Tensor, call: Call) -> None:
-    """The shapes that torch's own operations would broadcast without a word; otherwise fastxent judges them."""
-    target, weight, _, _, lengths, *_ = call
-    axis = 0 if input.ndim == 1 else 1
-    positions = (*input.shape[:axis], *input.shape[axis + 1 :])
-    expected = input.shape if target.dtype.is_floating_point else positions
-    if tuple(target.shape) != tuple(expected):
-        raise ValueError(f"target must have shape {tuple(expected)}, got {tuple(target.shape)}")
-    if weight is not None and tuple(weight.shape) != (input.shape[axis],):
-        raise ValueError(f"weight must have shape ({input.shape[axis]},), got {tuple(weight.shape)}")
-    if lengths is not None and (len(positions) < 2 or tuple(lengths.shape) != positions[:-1]):
-        raise ValueError(f"lengths must have shape {positions[:-1]}, got {tuple(lengths.shape)}: add a batch axis")
-
-
-def _under_autocast(dtype: torch.dtype) -> torch.dtype:
-    """What torch's losses return under autocast: float32 for the half types."""
-    if dtype in HALVES and torch.is_autocast_enabled("cpu"):
-        return torch.float32
-    return dtype
