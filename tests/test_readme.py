@@ -73,7 +73,7 @@ def test_first_block_is_two_commands():
     first = re.search(r"^```(.*)\n((?:.*\n)*?)```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     assert first is not None
     assert first[1] == "sh"
-    assert first[2].splitlines() == ["pip install . && fastxent demo", "pip install '.[test]' && pytest"]
+    assert first[2].splitlines() == ["pip install . && fastxent demo", "pip install '.[test]' && pytest -n auto"]
 
 
 # The rows of README's table "From what you use now", each against the library it names.
