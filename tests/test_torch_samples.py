@@ -13,6 +13,7 @@ import fastxent.torch as ours  # noqa: E402
 
 FUNCTIONS = {
     "nn.functional.cross_entropy": ours.cross_entropy,
+    "nn.functional.linear_cross_entropy": ours.linear_cross_entropy,
     "nn.functional.nll_loss": ours.nll_loss,
     "nn.functional.binary_cross_entropy_with_logits": ours.binary_cross_entropy_with_logits,
     "softmax": ours.softmax,

@@ -5,7 +5,14 @@ cannot be changed.
 """
 
 from ._patch import patch
-from .functional import binary_cross_entropy_with_logits, cross_entropy, log_softmax, nll_loss, softmax
+from .functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    linear_cross_entropy,
+    log_softmax,
+    nll_loss,
+    softmax,
+)
 from .modules import CrossEntropyLoss, LogSoftmax, NLLLoss
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "NLLLoss",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "linear_cross_entropy",
     "log_softmax",
     "nll_loss",
     "patch",

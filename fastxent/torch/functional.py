@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _composed, _eager, _operators
+from . import _composed, _eager, _linear, _operators
 from ._composed import Call
 from ._judging import (
     REDUCTIONS,
@@ -31,7 +31,14 @@ from ._judging import (
 )
 from ._tensors import check_tensor, plain, undisturbed
 
-__all__ = ["binary_cross_entropy_with_logits", "cross_entropy", "log_softmax", "nll_loss", "softmax"]
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "log_softmax",
+    "nll_loss",
+    "softmax",
+]
 
 
 def cross_entropy(
@@ -205,6 +212,116 @@ def nll_loss(
         return _eager.nll_loss(input, call)
     check_shapes(input, call)
     return _composed.nll_loss(input, call)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> Tensor:
+    r"""Compute the cross-entropy of a linear layer, as torch's function of the same name does, without its logits.
+
+    .. math:: \ell = \mathrm{cross\_entropy}(h W^T + b, t)
+
+    Logits are made chunk by chunk, within 256 MiB. A reduced loss computes its gradients in the same pass, and they
+    are kept for the backward pass; for "none" the backward pass makes the logits again.
+
+    Parameters
+    ----------
+    input : Tensor
+        h, of shape (D,), (N, D) or, beyond torch, (N, d1, ..., D); on the CPU: float16, bfloat16, float32, float64.
+    linear_weight : Tensor
+        W, of shape (C, D) and the dtype of `input`; (C, d1, ..., D) for a target of shape (N, d1, ...).
+    target : Tensor
+        Class indices: integers of the shape of `input` without D. Class probabilities, and weights (C, d1, ..., D), are
+        taken as well; their logits are made all at once.
+    linear_bias : Tensor, optional
+        b, of the shape of `linear_weight` without D.
+    weight : Tensor, optional
+        Of shape (C,): multiplies the losses of a class.
+    reduction : {"mean", "sum", "none"}
+        As for `cross_entropy`.
+    ignore_index : int, optional
+        Positions with this class index do not count; None: -100. Not for class probabilities.
+    label_smoothing : float, default 0.0
+        From 0 to 1.
+    options : None
+        How torch cuts the product up; here that is chosen by itself.
+    mask, lengths, sample_weight, z_loss, softcap
+        As for `cross_entropy`. Beside a `sample_weight` that needs a gradient the logits are made all at once.
+
+    Returns
+    -------
+    Tensor
+        As from `cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As for `cross_entropy`.
+    RuntimeError
+        If a second derivative is asked for.
+
+    See Also
+    --------
+    fastxent.linear_cross_entropy, fastxent.linear_cross_entropy_and_grad
+
+    Examples
+    --------
+    >>> import torch, fastxent.torch
+    >>> layer = torch.nn.Linear(2, 3)
+    >>> hidden, target = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([2, 0])
+    >>> loss = fastxent.torch.linear_cross_entropy(hidden, layer.weight, target, linear_bias=layer.bias)
+    >>> loss.backward()
+    >>> bool(loss.isclose(fastxent.torch.cross_entropy(layer(hidden), target))), layer.weight.grad.shape
+    (True, torch.Size([3, 2]))
+
+    References
+    ----------
+    .. [1] E. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (2024).
+    """
+    name = "linear_cross_entropy"
+    reduction = checked_reduction(reduction, None, None)
+    if options is not None:
+        raise ValueError(f"{name}(): options say how torch cuts the product up; fastxent chooses: leave them out")
+    check_tensor(input, "input", name)
+    check_tensor(linear_weight, "linear_weight", name)
+    if linear_bias is not None:
+        check_tensor(linear_bias, "linear_bias", name)
+    input, linear_weight, linear_bias = _linear.cast(input, linear_weight, linear_bias)
+    _linear.check_operands(input, linear_weight, linear_bias)
+    result, indices = checked_classes(input, target, weight, name)
+    if not indices and ignore_index is not None:
+        raise ValueError(f"{name}(): ignore_index is not supported for class probabilities; use mask")
+    if softcap is not None and not softcap > 0.0:
+        raise ValueError(f"{name}(): softcap must be greater than 0, got {softcap}")
+    mask, lengths, sample_weight = describing(mask, lengths, sample_weight, name)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if _linear.without_logits(input, linear_weight, linear_bias, target, weight, sample_weight):
+        call = Call(
+            unbatched(input, target), weight, None, mask, lengths, sample_weight, result, reduction, ignore_index,
+            label_smoothing, z_loss, softcap or 0.0,
+        )
+        return _linear.linear_cross_entropy(input, linear_weight, linear_bias, call)
+    if not indices and input.ndim > 2:
+        target = target.movedim(-1, 1)
+    return cross_entropy(
+        _linear.logits_of(input, linear_weight, linear_bias), target, weight, ignore_index=ignore_index,
+        reduction=reduction, label_smoothing=label_smoothing, mask=mask, lengths=lengths, sample_weight=sample_weight,
+        z_loss=z_loss, softcap=softcap,
+    )
 
 
 def binary_cross_entropy_with_logits(
