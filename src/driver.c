@@ -60,7 +60,7 @@ static void plan_blocks(FxCall *call) {
     int64_t width, line = call->nd ? call->shape[call->nd - 1] : 1;
     if (call->operation > FX_OP_DIVERGENCE) width = FX_ELEMENTS;
     else if (call->family == FX_ROWS)
-        width = clamp(clamp(call->positions * row / 64, 1 << 16, 1 << 18) / row, 1, FX_MAX_WIDTH);
+        width = clamp(clamp(call->positions / 64, (1 << 16) / row, (1 << 18) / row), 1, FX_MAX_WIDTH);
     else if (call->family == FX_COLUMNS)
         width = clamp((1 << 20) / row, 256 / storage_size(call->storage), FX_MAX_WIDTH) / 16 * 16;
     else width = clamp((1 << 16) / row, 16, FX_MAX_WIDTH) / 16 * 16;

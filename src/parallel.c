@@ -93,7 +93,7 @@ static int64_t run_alone(FxTask task, void *context, int64_t first, int64_t end,
 #define IDLE_SPIN_NS   5000       /* an idle worker spins this long for the next call before it sleeps */
 #define CALLER_SPIN_NS 20000      /* the caller spins this long for the last blocks of others before it sleeps */
 #define RETRY_NS       1000000000 /* after the system refused a thread, ask again this much later */
-#define MOST_BLOCKS    16         /* that a thread takes at once */
+#define MOST_BLOCKS    4          /* that a thread takes at once: few, since work may be very uneven */
 #define SMALLEST_STACK (1u << 20) /* some systems give a thread far less */
 
 #define ACTIVE  0x0000ffffu /* state: how many helpers are at work, */
@@ -183,7 +183,7 @@ static void take_blocks(Call *call, int worker) {
     stop_asked = 0;
     while (!atomic_load_explicit(&call->stop, memory_order_relaxed)) {
         const int64_t left = call->end - atomic_load_explicit(&call->next, memory_order_relaxed);
-        int64_t count = left / (4 * call->threads);
+        int64_t count = left / (8 * call->threads);
         count = count < 1 ? 1 : count > MOST_BLOCKS ? MOST_BLOCKS : count;
         const int64_t block = atomic_fetch_add_explicit(&call->next, count, memory_order_relaxed);
         for (int64_t i = block; i < block + count && i < call->end; ++i) {

@@ -86,12 +86,13 @@ static FX_INLINE void column_sum(const char *p, int64_t d, int n, int width, Lan
     for (; c + 4 <= n; c += 4) {
         const int fresh = c % LINES == 0, fold = (c + 4) % LINES == 0 || c + 4 == n;
         for (int j = 0; j < width; j += LANES)
-            column_sum_at(p + c * d, d, 4, j, width, a, k, kind, coefficient + c, fresh, fold, ahead + c * d);
+            column_sum_at(p + c * d, d, 4, j, width, a, k, kind, coefficient ? coefficient + c : NULL, fresh, fold,
+                          ahead + c * d);
     }
     for (; c < n; c++)
         for (int j = 0; j < width; j += LANES)
-            column_sum_at(p + c * d, d, 1, j, width, a, k, kind, coefficient + c, c % LINES == 0, c + 1 == n,
-                          ahead + c * d);
+            column_sum_at(p + c * d, d, 1, j, width, a, k, kind, coefficient ? coefficient + c : NULL, c % LINES == 0,
+                          c + 1 == n, ahead + c * d);
 }
 
 /* The new maxima, in a.loss, of LANES positions: the former ones join the sums, which are brought to the new reference.

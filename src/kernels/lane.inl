@@ -5,9 +5,8 @@
  * the same order in both, whatever its neighbours hold: first the maximum over all classes, then the sum of exp(x - max)
  * over those below the maximum, and a count of those that equal it: one of them is left out, exactly. */
 
-enum {
-    TILE_AHEAD = 3072
-}; /* bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth */
+/* Bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth. */
+enum { TILE_AHEAD = 3072 };
 enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
 
 /* One number a position, in arrays. */
