@@ -7,6 +7,7 @@ The plan has been checked by ``fastxent/_arguments.py``; its fields come by posi
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
@@ -86,6 +87,15 @@ cdef extern from "fastxent.h" nogil:
     void fx_sequences(const FxCall *call, int64_t sequences, double *sums, double *divisors)
 
 
+cdef extern from "xla_ffi.h" nogil:
+    ctypedef struct FxXlaFrame:
+        pass
+    ctypedef struct FxXlaError:
+        pass
+    FxXlaError *fx_xla_handler(FxXlaFrame *frame)
+    void fx_xla_use_isa(int isa)
+
+
 PLAN_FIELDS = (
     "operation", "logits", "axis", "targets", "class_weight", "sample_weight", "mask", "lengths", "ignore_index",
     "shift", "label_smoothing", "z_loss", "logit_scale", "softcap", "upstream", "saved", "losses", "saved_out",
@@ -105,6 +115,7 @@ cdef int _isa = 0
 for _candidate in range(FX_ISA_COUNT):
     if fx_available_isas() >> <unsigned>_candidate & 1:
         _isa = _candidate
+fx_xla_use_isa(_isa)
 
 # How long a call may stay away from Python before it looks for Ctrl-C.
 cdef double PATIENCE = 0.1
@@ -425,8 +436,14 @@ def set_isa(str name):
     for i in range(FX_ISA_COUNT):
         if fx_isa_name(i) == name.encode() and fx_available_isas() >> <unsigned>i & 1:
             _isa = i
+            fx_xla_use_isa(i)
             return
     raise ValueError(f"no instruction set {name!r}: there are {', '.join(available_isas())}")
+
+
+def xla_handler():
+    """What ``jax.ffi.register_ffi_target`` takes: the function of ``xla_ffi.h``, in a capsule of the name it wants."""
+    return PyCapsule_New(<void *>fx_xla_handler, "xla._CUSTOM_CALL_TARGET", NULL)
 
 
 def compiler():

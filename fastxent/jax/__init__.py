@@ -1,0 +1,1 @@
+from .functional import cross_entropy, log_softmax, logsumexp, nll_loss, softmax
