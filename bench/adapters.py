@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
-from .baselines import Torch
+from .baselines import Jax, Torch
 from .cases import Data
 from .peer import Calls, Peer
 
@@ -46,9 +47,35 @@ class FastxentTorch(Torch):
         }
 
 
-ADAPTERS: list[type[Peer]] = [FastxentTorch]
+class FastxentJax(Jax):
+    """fastxent.jax in optax's place: the arrays, jit and value_and_grad are those of `Jax`."""
+
+    name = "fastxent.jax"
+
+    @property
+    def version(self) -> str:
+        import fastxent
+
+        return f"{fastxent.__version__}, jax {importlib.metadata.version('jax')}"
+
+    def loss(self, data: Data) -> Callable[[Any, Any], Any]:
+        from fastxent.jax import cross_entropy
+
+        case = data.case
+        given: dict[str, Any] = {"axis": case.axis, "label_smoothing": case.label_smoothing}
+        if data.class_weight is not None:
+            given["class_weight"] = data.class_weight
+        return lambda x, t: cross_entropy(x, t, **given)
+
+    def activations(self) -> Any:
+        import fastxent.jax
+
+        return fastxent.jax
 
 
-def installed(framework: str) -> bool:
-    """Whether the framework of an adapter can be raced here."""
-    return importlib.util.find_spec(framework) is not None
+ADAPTERS: list[type[Peer]] = [FastxentTorch, FastxentJax]
+
+
+def installed(*frameworks: str) -> bool:
+    """Whether what an adapter is raced with is there."""
+    return all(importlib.util.find_spec(framework) for framework in frameworks)

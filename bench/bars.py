@@ -207,6 +207,15 @@ def torch(records: list[Record]) -> Iterator[Check]:
             yield Check(title, label(record), value, 4.0, True, "x")
 
 
+def jax(records: list[Record]) -> Iterator[Check]:
+    """The adapter for JAX against optax, both under jit."""
+    for record in of(records, "jax"):
+        theirs, ours = (seconds(record, name) for name in ("jax", "fastxent.jax"))
+        if theirs and ours and math.prod(record["case"]["shape"]) >= 320 * 5:
+            title = "fastxent.jax, from 320 x 5 up: times optax under jit"
+            yield Check(title, label(record), ratio(theirs, ours), 1.5, True, "x")
+
+
 def extra_memory(records: list[Record]) -> Iterator[Check]:
     """O(positions), made a number: 64 bytes a position, and 4 MiB for stacks and the like."""
     for record in of(records, "memory"):
@@ -241,7 +250,7 @@ def linear_heads(records: list[Record]) -> Iterator[Check]:
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
     forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, one_pass, avx2,
-    products, torch, extra_memory, linear_heads,
+    products, torch, jax, extra_memory, linear_heads,
 ]  # fmt: skip
 
 

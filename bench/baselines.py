@@ -327,18 +327,14 @@ class Jax(Peer):
     def version(self) -> str:
         return f"{super().version}, optax {importlib.metadata.version('optax')}"
 
-    def calls(self, data: Data) -> Calls:
+    def loss(self, data: Data) -> Callable[[Any, Any], Any]:
         import jax
         import jax.numpy as jnp
         import optax
 
-        jax.config.update("jax_enable_x64", True)  # else float64 is narrowed without a word
         case, axis = data.case, data.case.axis
         if case.weighted and case.label_smoothing:
-            return {}  # no such loss in optax
-        x = jnp.asarray(data.logits)
-        t = jnp.asarray(data.targets if case.probabilities else data.targets.astype(np.int32))
-        weight = None if data.class_weight is None else jnp.asarray(data.class_weight).astype(x.dtype)
+            raise KeyError("no such loss in optax")
 
         def loss(x: Any, t: Any) -> Any:
             if case.probabilities:
@@ -347,9 +343,31 @@ class Jax(Peer):
                 q = optax.smooth_labels(jax.nn.one_hot(t, case.classes, axis=axis, dtype=x.dtype), case.label_smoothing)
                 return optax.softmax_cross_entropy(x, q, axis=axis).mean()
             losses = optax.softmax_cross_entropy_with_integer_labels(x, jnp.maximum(t, 0), axis=axis)
-            if weight is not None:
+            if data.class_weight is not None:
+                weight = jnp.asarray(data.class_weight).astype(x.dtype)
                 return (losses * weight[t]).sum() / weight[t].sum()
             return losses.mean(where=t >= 0) if case.padding else losses.mean()
+
+        return loss
+
+    def activations(self) -> Any:
+        import jax
+
+        return jax.nn
+
+    def calls(self, data: Data) -> Calls:
+        import jax
+        import jax.numpy as jnp
+
+        jax.config.update("jax_enable_x64", True)  # else float64 is narrowed without a word
+        case, axis = data.case, data.case.axis
+        try:
+            loss = self.loss(data)
+        except KeyError:
+            return {}
+        x = jnp.asarray(data.logits)
+        t = jnp.asarray(data.targets if case.probabilities else data.targets.astype(np.int32))
+        module = self.activations()
 
         def jitted(function: Any, *arguments: Any) -> Callable[[], Any]:
             fast = jax.jit(function)
@@ -358,8 +376,8 @@ class Jax(Peer):
         return {
             "forward": jitted(loss, x, t),
             "both": jitted(jax.value_and_grad(loss), x, t),
-            "softmax": jitted(lambda x: jax.nn.softmax(x, axis=axis), x),
-            "log_softmax": jitted(lambda x: jax.nn.log_softmax(x, axis=axis), x),
+            "softmax": jitted(lambda x: module.softmax(x, axis=axis), x),
+            "log_softmax": jitted(lambda x: module.log_softmax(x, axis=axis), x),
         }
 
 

@@ -63,7 +63,8 @@ def markdown(results: dict[str, Any]) -> str:
         scaling(records),
         instruction_sets(records),
         products(records),
-        torch(records),
+        adapter(records, "torch"),
+        adapter(records, "jax"),
         memory(records),
         linear(records),
         answers(records, results["machine"]["versions"]),
@@ -235,17 +236,17 @@ def products(records: list[Record]) -> str:
     return "## A foreign matrix product between two calls\n\n" + table(head, rows) if rows else ""
 
 
-def torch(records: list[Record]) -> str:
-    """The adapter beside torch, in microseconds: the small cases count as well."""
+def adapter(records: list[Record], framework: str) -> str:
+    """An adapter beside its framework, in microseconds: the small cases count as well."""
     rows = []
-    for record in of(records, "torch"):
-        ours, theirs = (seconds(record, name) for name in ("fastxent.torch", "torch"))
+    for record in of(records, framework):
+        ours, theirs = (seconds(record, name) for name in (f"fastxent.{framework}", framework))
         if ours and theirs:
             times = [f"{median(laps).times(1e6).value:.1f}" for laps in (ours, theirs)]
             rows.append([record["name"], OPERATIONS.get(record["operation"], record["operation"]), *times,
                          number(ratio(theirs, ours), "x")])
-    head = ["case", "operation", "fastxent.torch", "torch", "torch / fastxent.torch"]
-    return "## fastxent.torch against torch, microseconds\n\n" + table(head, rows) if rows else ""
+    head = ["case", "operation", f"fastxent.{framework}", framework, f"{framework} / fastxent.{framework}"]
+    return f"## fastxent.{framework} against {framework}, microseconds\n\n" + table(head, rows) if rows else ""
 
 
 def memory(records: list[Record]) -> str:

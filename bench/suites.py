@@ -13,9 +13,9 @@ import numpy as np
 
 import fastxent
 
-from .adapters import ADAPTERS, FastxentTorch, installed
+from .adapters import ADAPTERS, FastxentJax, FastxentTorch, installed
 from .answers import Oracle
-from .baselines import Torch
+from .baselines import Jax, Torch
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
 from .contest import Context, Entry, Record, contest, entries, finish, large
 from .linear import EFFORT, OPERATIONS, LinearCase, contestants
@@ -248,19 +248,33 @@ def gemm(context: Context) -> Iterator[Job]:
         yield Job(f"gemm: {case.name}", partial(run, case))
 
 
-def torch(context: Context) -> Iterator[Job]:
-    """fastxent.torch against torch on the same tensors: forward, and forward with backward."""
+def against(
+    context: Context, suite: str, adapter: type[Peer], framework: type[Peer], cases: list[Case]
+) -> Iterator[Job]:
+    """An adapter and its framework on the same arrays: forward, and forward with backward."""
 
     def run(case: Case) -> list[Record]:
         data = case.make()
-        able, failed = entries([FastxentTorch(context.threads), Torch(context.threads)], data)
-        records = [contest(context, "torch", case, operation, able) for operation in ("forward", "both")]
+        able, failed = entries([adapter(context.threads), framework(context.threads)], data)
+        records = [contest(context, suite, case, operation, able) for operation in ("forward", "both")]
         for record in records:
             record["contestants"] |= {name: {"error": error} for name, error in failed.items()}
         return records
 
-    for case in context.plan.torch if installed("torch") else []:
-        yield Job(f"torch: {case.name}", partial(run, case))
+    for case in cases:
+        yield Job(f"{suite}: {case.name}", partial(run, case))
+
+
+def torch(context: Context) -> Iterator[Job]:
+    """fastxent.torch against torch on the same tensors."""
+    if installed("torch"):
+        yield from against(context, "torch", FastxentTorch, Torch, context.plan.torch)
+
+
+def jax(context: Context) -> Iterator[Job]:
+    """fastxent.jax against optax, both compiled by JAX."""
+    if installed("jax", "optax"):
+        yield from against(context, "jax", FastxentJax, Jax, context.plan.jax)
 
 
 def memory(context: Context) -> Iterator[Job]:
@@ -346,8 +360,11 @@ SUITES: dict[str, Suite] = {
         isa,
         gemm,
         torch,
+        jax,
         memory,
         linear,
     )
 }
-WITH_BARS = ("grid", "few", "sizes", "small", "layout", "masks", "scoring", "isa", "gemm", "torch", "memory", "linear")
+WITH_BARS = (
+    "grid", "few", "sizes", "small", "layout", "masks", "scoring", "isa", "gemm", "torch", "jax", "memory", "linear",
+)  # fmt: skip

@@ -35,7 +35,6 @@ def class_axis(axis: Any, ndim: int, name: str) -> int:
 
 
 def options(
-    x: Any,
     targets: Any,
     axis: int,
     positions: tuple[int, ...],
@@ -131,6 +130,28 @@ def arrays(x: Any, axis: int, targets: Any, class_weight: Any, sample_weight: An
         if lengths.shape != positions[:-1]:
             raise ValueError(f"lengths must have shape {positions[:-1]}; got {_describe(lengths)}")
     return Arrays(targets, class_weight, sample_weight, mask, lengths)
+
+
+def operands(hidden: Any, weight: Any, bias: Any, targets: Any) -> tuple[tuple[Any, Any, Any], Any]:
+    """Hidden states, weight and bias of a linear layer, and the class indices."""
+    hidden, weight = scores(hidden, "hidden"), scores(weight, "weight")
+    if hidden.ndim == 0:
+        raise ValueError("hidden must have at least one axis, the features; got a single number")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"weight must have shape (V, {hidden.shape[-1]}): classes by hidden's features; got {_describe(weight)}"
+        )
+    if bias is not None:
+        bias = scores(bias, "bias")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias must have shape {weight.shape[:1]}; got {_describe(bias)}")
+    targets = jnp.asarray(targets)
+    if targets.dtype.kind not in "iu":
+        raise TypeError(
+            f"targets have dtype {targets.dtype}; expected integers: class probabilities are as large as the logits, "
+            "for them use cross_entropy(hidden @ weight.T, ...)"
+        )
+    return (hidden, weight, bias), targets
 
 
 def number(value: Any, name: str) -> float:

@@ -58,7 +58,7 @@ def valid_positions(options: Options, shape: tuple[int, ...], arrays: Arrays) ->
         times = jnp.arange(shape[-1])
         end = shape[-1] if lengths is None else lengths[..., None]
         valid &= (times >= options.shift) & (times < end)
-    return _ahead(valid, options.shift)
+    return ahead(valid, options.shift)
 
 
 def divisors(options: Options, shape: tuple[int, ...], arrays: Arrays, dtype: Any) -> Any:
@@ -67,14 +67,14 @@ def divisors(options: Options, shape: tuple[int, ...], arrays: Arrays, dtype: An
     valid = valid_positions(options, shape, arrays)
     shares = valid.astype(dtype)
     if sample_weight is not None:
-        shares *= jnp.where(valid, _ahead(jnp.broadcast_to(sample_weight, shape), options.shift), 0).astype(dtype)
+        shares *= jnp.where(valid, ahead(jnp.broadcast_to(sample_weight, shape), options.shift), 0).astype(dtype)
     if class_weight is not None and jnp.issubdtype(targets.dtype, jnp.integer):
-        at = jnp.where(valid, _ahead(targets, options.shift), 0)
+        at = jnp.where(valid, ahead(targets, options.shift), 0)
         shares *= class_weight.astype(dtype)[at]
     return shares
 
 
-def _ahead(a: Any, shift: int) -> Any:
+def ahead(a: Any, shift: int) -> Any:
     """`a` read `shift` steps later; what comes after the end does not matter."""
     return jnp.roll(a, -shift, -1) if shift else a
 
@@ -88,7 +88,7 @@ def _losses(name: str, options: Options, x: Any, arrays: Arrays) -> tuple[Any, A
     valid = valid_positions(options, shape, arrays)
     x = jnp.where(valid[..., None], x, 0).astype(dtype)  # what does not count is not looked at: 0 * NaN is NaN
     if jnp.issubdtype(targets.dtype, jnp.integer):
-        at = jnp.where(valid, _ahead(targets, options.shift), 0)
+        at = jnp.where(valid, ahead(targets, options.shift), 0)
         target = jax.nn.one_hot(at, classes, dtype=dtype)
     else:
         target = jnp.moveaxis(targets, options.axis, -1).astype(dtype)
@@ -107,7 +107,7 @@ def _losses(name: str, options: Options, x: Any, arrays: Arrays) -> tuple[Any, A
     if options.z_loss:
         losses = losses + options.z_loss * jax.nn.logsumexp(z, -1) ** 2
     if sample_weight is not None:
-        losses = losses * _ahead(jnp.broadcast_to(sample_weight, shape), options.shift).astype(dtype)
+        losses = losses * ahead(jnp.broadcast_to(sample_weight, shape), options.shift).astype(dtype)
     losses = jnp.where(valid, losses, 0)
     return losses, divisors(options, shape, arrays, dtype)
 

@@ -95,6 +95,8 @@ def _of_others(form: Any, name: str, options: Options, x: Any, arrays: Arrays, o
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_softmax(options: Options, x: Any) -> Any:
     """The logarithms of the probabilities."""
+    if not x.size:
+        return x
     return _handler.call("log_softmax", options, jax.ShapeDtypeStruct(x.shape, x.dtype), x, Arrays())
 
 
@@ -110,6 +112,8 @@ def _log_softmax_jvp(options: Options, primals: Any, tangents: Any) -> tuple[Any
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def softmax(options: Options, x: Any) -> Any:
     """The probabilities."""
+    if not x.size:
+        return x
     return _handler.call("softmax", options, jax.ShapeDtypeStruct(x.shape, x.dtype), x, Arrays())
 
 
@@ -125,7 +129,10 @@ def _softmax_jvp(options: Options, primals: Any, tangents: Any) -> tuple[Any, An
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def logsumexp(options: Options, x: Any) -> Any:
     """The logarithm of the sum of exponentials, without the class axis."""
-    return _handler.call("logsumexp", options, _result(options, x), x, Arrays())
+    result = _result(options, x)
+    if not x.size:
+        return jnp.full(result.shape, -jnp.inf, result.dtype)
+    return _handler.call("logsumexp", options, result, x, Arrays())
 
 
 @logsumexp.defjvp
