@@ -253,7 +253,7 @@ def test_derivatives(case, order):
 
 @pytest.mark.parametrize("case", ["none", "sequences", "scaled"])
 def test_second_derivatives(case):
-    """Forward over reverse and reverse over reverse, of the engine's gradient, against those of the oracle's formula."""
+    """Forward over reverse and reverse over reverse, against differences of the oracle's gradient."""
     names, _, options = CASES[case]
     x, t, _, arrays = inputs()
     given = {name: arrays[name] for name in names.split()}
