@@ -51,11 +51,11 @@ class _Callback:
         if by_train:
             y_true, y_pred, sample_weight = y_pred.get_label(), y_true, y_pred.get_weight()
         raw = np.asarray(y_pred)
-        if raw.ndim == 1 and raw.size % self.num_class == 0:
+        if raw.ndim == 1 and raw.size == self.num_class * np.size(y_true):
             raw = self._unflattened(raw)
+        if raw.ndim != 2 or raw.shape[1] != self.num_class:
+            raise ValueError(f"raw scores of shape {raw.shape} do not fit {self!r}; is the booster's num_class the same?")
         raw = decision_values(raw, "raw scores")
-        if raw.shape[1] != self.num_class:
-            raise ValueError(f"raw scores of {raw.shape[1]} classes came to an objective for {self.num_class}")
         weight = None if sample_weight is None or np.size(sample_weight) == 0 else weights(sample_weight, raw)
         return _Batch(raw, class_indices(y_true, *raw.shape), weight, by_train)
 

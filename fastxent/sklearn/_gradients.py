@@ -1,8 +1,8 @@
 """Gradient and diagonal Hessian of the multinomial loss, in one pass over the decision values.
 
 Rows are taken in blocks that stay in a core's cache: fastxent writes the gradient g of a block, and the Hessian follows
-from it, because p(1 - p) = |g| - g^2 both where g = p and at the target, where g = p - 1. Besides the two results there
-is one block a thread. The blocks are handed out to threads here, not inside fastxent, so that the arithmetic on them is
+from it: p(1 - p) = g - g^2 where g = p. At the target, where g = p - 1 has no digits left of a small p, it follows from
+the loss, which is -log p. Besides the two results there is one block a thread. The blocks are handed out to threads here, not inside fastxent, so that the arithmetic on them is
 shared as well; it takes every value of a row alone, and so gives the same bits for any number of threads.
 """
 
@@ -108,17 +108,18 @@ def fill(
     starts = iter(range(0, n, rows))
 
     def work() -> None:
-        scratch = np.empty_like(gradient[:rows])
+        scratch, losses = np.empty_like(gradient[:rows]), np.empty(rows, gradient.dtype)
         for start in starts:  # threads share it: each block is taken once
             block = slice(start, min(start + rows, n))
             g, h = gradient[block], hessian[block]
-            between = scratch[: len(g)]
-            fastxent.cross_entropy_grad(
-                raw[block], classes[block], reduction="sum", ignore_index=None, out_grad=g, num_threads=1
+            x, t, loss = raw[block], classes[block], losses[: len(g)]
+            fastxent.cross_entropy_and_grad(
+                x, t, reduction="none", ignore_index=None, out=loss, out_grad=g, num_threads=1
             )
-            np.multiply(g, g, out=h)
-            np.absolute(g, out=between)
-            np.subtract(between, h, out=h)
+            np.multiply(g, g, out=scratch[: len(g)])
+            np.subtract(g, scratch[: len(g)], out=h)
+            np.negative(loss, out=loss)
+            h[np.arange(len(g)), t] = np.exp(loss) * -np.expm1(loss)
             if weight is not None:
                 np.multiply(g, weight[block, None], out=g)
                 np.multiply(h, weight[block, None], out=h)

@@ -54,9 +54,7 @@ def log_loss(
     ------
     ValueError
         As in scikit-learn: if there is one label only, if the labels do not match the columns of `raw_scores`, if
-        lengths differ, or if `raw_scores` is not finite (-inf beside finite values is allowed).
-    ZeroDivisionError
-        If the weights sum to 0, as in scikit-learn.
+        lengths differ, if every weight is 0, or if `raw_scores` is not finite (-inf beside finite values is allowed).
 
     See Also
     --------
@@ -77,14 +75,14 @@ def log_loss(
         raw = raw[:, 0]
     check_consistent_length(raw, y_true, sample_weight)
     weight = None if sample_weight is None else column_or_1d(sample_weight)
+    if weight is not None and not weight.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
     targets = _targets(y_true, labels, raw)
-    options: dict[str, Any] = {"sample_weight": weight, "empty_value": 0.0}
+    options: dict[str, Any] = {"sample_weight": weight}
     if raw.ndim == 1:
         loss = fastxent.binary_cross_entropy_with_logits(raw, targets, **options)
     else:
         loss = fastxent.cross_entropy(raw, targets, ignore_index=None, **options)
-    if weight is not None and weight.sum(dtype=np.float64) == 0:
-        raise ZeroDivisionError("Weights sum to zero, can't be normalized")
     if np.isnan(loss):
         raise ValueError("Input raw_scores contains NaN, infinity or a sample that is -inf throughout.")
     return float(loss)
