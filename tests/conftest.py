@@ -16,6 +16,11 @@ from pathlib import Path
 
 import pytest
 
+# Keras' own default is TensorFlow. Here it runs on what is installed of what trains.
+for name in ("torch", "jax"):
+    if importlib.util.find_spec(name):
+        os.environ.setdefault("KERAS_BACKEND", name)
+
 REQUIRED = os.environ.get("FASTXENT_REQUIRE")
 LACK = re.compile(r"(?:Skipped: )?(?:could not import '([\w.]+)'|needs (?:an? )?([\w.+-]+))")
 

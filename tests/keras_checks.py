@@ -30,7 +30,8 @@ def inputs(shape=(4, 5, 7), seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape).astype("f4")
     q = rng.dirichlet(np.ones(shape[-1]), shape[:-1]).astype("f4")
-    return x, rng.integers(0, shape[-1], shape[:-1]), q, rng.random(shape[:-1]).astype("f4"), rng.random(shape[:-1]) < 0.6
+    y, weight = rng.integers(0, shape[-1], shape[:-1]), rng.random(shape[:-1]).astype("f4")
+    return x, y, q, weight, rng.random(shape[:-1]) < 0.6
 
 
 def value(loss, y, x, weight=None, mask=None):
@@ -60,7 +61,8 @@ def check_probabilities_as_keras_does():
     for reduction in REDUCTIONS:
         for smoothing in (0.0, 0.2):
             options = {"reduction": reduction, "label_smoothing": smoothing}
-            theirs, ours = keras.losses.CategoricalCrossentropy(from_logits=True, **options), CrossEntropyLoss(**options)
+            theirs = keras.losses.CategoricalCrossentropy(from_logits=True, **options)
+            ours = CrossEntropyLoss(**options)
             for target in (q, np.eye(7, dtype=int)[y]):
                 for more in ({}, {"weight": weight, "mask": mask}):
                     right = value(theirs, target, x, **more)
@@ -70,8 +72,8 @@ def check_probabilities_as_keras_does():
 def check_weights_of_samples():
     x, y, _, weight, _ = inputs()
     theirs, ours = keras.losses.SparseCategoricalCrossentropy(from_logits=True), CrossEntropyLoss()
-    np.testing.assert_allclose(value(ours, y[:, 0], x[:, 0], weight[:, 0]), value(theirs, y[:, 0], x[:, 0], weight[:, 0]),
-                               rtol=2e-5)  # fmt: skip
+    flat = (y[:, 0], x[:, 0], weight[:, 0])
+    np.testing.assert_allclose(value(ours, *flat), value(theirs, *flat), rtol=2e-5)
     np.testing.assert_allclose(value(ours, y, x, weight[:, :1]), value(theirs, y, x, weight[:, :1]), rtol=2e-5)
 
 
@@ -81,7 +83,8 @@ def check_options_are_fastxents():
         options = {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 2.0}
         right = fastxent.cross_entropy(x.astype(float), target, reduction="none", **options)
         np.testing.assert_allclose(value(CrossEntropyLoss(reduction=None, **options), target, x), right, rtol=3e-6)
-        np.testing.assert_allclose(numpy(CrossEntropyLoss(**options).call(target, ops.convert_to_tensor(x))), right, rtol=3e-6)
+        losses = CrossEntropyLoss(**options).call(target, ops.convert_to_tensor(x))
+        np.testing.assert_allclose(numpy(losses), right, rtol=3e-6)
 
 
 def check_any_class_axis():
@@ -120,14 +123,12 @@ def check_half_types_keep_class_indices():
 
 
 def check_configuration():
-    loss = CrossEntropyLoss(label_smoothing=0.1, ignore_class=2, z_loss=1e-4, softcap=30.0, axis=1, reduction="sum", name="a")
+    options = {"label_smoothing": 0.1, "ignore_class": 2, "z_loss": 1e-4, "softcap": 30.0, "axis": 1}
+    loss = CrossEntropyLoss(reduction="sum", name="a", **options)
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert type(again) is CrossEntropyLoss
     assert again.get_config() == loss.get_config()
-    assert loss.get_config() == {
-        "name": "a", "reduction": "sum", "from_logits": True, "label_smoothing": 0.1, "ignore_class": 2, "z_loss": 1e-4,
-        "softcap": 30.0, "axis": 1,
-    }  # fmt: skip
+    assert loss.get_config() == {"name": "a", "reduction": "sum", "from_logits": True} | options
 
 
 def refused(error, words, call):
@@ -176,7 +177,7 @@ def histories():
         rng = np.random.default_rng(7)  # the same start on every backend
         model.set_weights([rng.normal(size=w.shape).astype("f4") for w in model.get_weights()])
         model.compile(optimizer=keras.optimizers.SGD(0.5), loss=loss)
-        weight = np.linspace(0.5, 1.5, len(words)).astype("f4")
+        weight = np.linspace(0.5, 1.5, words.size, dtype="f4").reshape(words.shape)
         run = model.fit(words, tags, sample_weight=weight, epochs=4, batch_size=16, shuffle=False, verbose=0)
         found[name] = [float(v) for v in run.history["loss"]]
     return found

@@ -65,6 +65,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"KERAS_BACKEND": "numpy"}, capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    environment = os.environ | {"KERAS_BACKEND": "numpy"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert "torch, jax, numpy, not on tensorflow" in done.stdout, done.stderr

@@ -60,7 +60,7 @@ def test_gradient_and_hessian(shape, dtype, order, weighted):
     for found, right, like in zip((gradient, hessian), exact(raw, y, weight), theirs, strict=True):
         assert (found.dtype, found.flags.f_contiguous) == (like.dtype, like.flags.f_contiguous)
         np.testing.assert_allclose(found, like, rtol=0, atol=8 * unit)
-        lost = (np.arange(shape[1]) != y[:, None]) & (probabilities(raw) > 0.25)  # 1 - p has lost digits there, as theirs
+        lost = (np.arange(shape[1]) != y[:, None]) & (probabilities(raw) > 0.25)  # 1 - p has few digits there
         error = np.abs(found - right) / np.where(lost & (found is hessian), 0.25, np.abs(right))
         assert error.max() <= 128 * unit
 
@@ -69,7 +69,8 @@ def test_gradients_of_other_layouts_and_types():
     raw, y, _ = inputs(40, 6)
     right = multinomial_gradient_hessian(raw, y)
     views = [raw.repeat(2, 0)[::2], raw[::-1][::-1], raw.astype(">f8"), np.asfortranarray(raw)]
-    for view, classes in zip(views, [y.tolist(), y.astype(np.uint8), y.astype(">i2"), y.astype(np.float32)], strict=True):
+    ys = [y.tolist(), y.astype(np.uint8), y.astype(">i2"), y.astype(np.float32)]
+    for view, classes in zip(views, ys, strict=True):
         for one, other in zip(multinomial_gradient_hessian(view, classes), right, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-13)
     whole = np.rint(raw).astype(np.int8)
@@ -193,8 +194,9 @@ def test_log_loss(names, weighted):
     assert log_loss(names[y[some]], fastxent.log_softmax(raw[some]), labels=names) == pytest.approx(right, rel=1e-13)
 
 
-@pytest.mark.parametrize("names", [np.array([0, 1]), np.array([-1, 1]), np.array(["no", "yes"]), np.array([False, True])])
+@pytest.mark.parametrize("names", [[0, 1], [-1, 1], ["no", "yes"], [False, True]], ids=str)
 def test_log_loss_of_two_classes(names):
+    names = np.array(names)
     rng = np.random.default_rng(2)
     raw, y, weight = 3 * rng.standard_normal(50), rng.integers(0, 2, 50), rng.random(50)
     p = 1 / (1 + np.exp(-raw))
@@ -245,7 +247,7 @@ def test_log_loss_does_not_clip():
 def test_log_loss_refuses_what_scikit_learn_refuses(y, shape, options):
     with pytest.raises((ValueError, ZeroDivisionError)):  # older versions: zero weights divide by zero
         metrics.log_loss(y, np.full(shape, 1 / shape[-1]), **options)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"label|classes|samples|weight|shape|inconsistent|sample"):
         log_loss(y, np.zeros(shape), **options)
 
 
@@ -351,13 +353,14 @@ def test_scorer_takes_part_in_metadata_routing():
     x, y = iris()
     weight = np.random.default_rng(1).random(len(y))
     with sklearn.config_context(enable_metadata_routing=True):
+        params = {"sample_weight": weight}
         model = LogisticRegression(max_iter=1000).set_fit_request(sample_weight=True)
         found = [
-            cross_validate(model, x, y, scoring=scorer.set_score_request(sample_weight=True), params={"sample_weight": weight})
+            cross_validate(model, x, y, scoring=scorer.set_score_request(sample_weight=True), params=params)
             for scorer in (neg_log_loss_scorer, metrics.get_scorer("neg_log_loss"))
         ]
         unweighted = neg_log_loss_scorer.set_score_request(sample_weight=False)
-        other = cross_validate(model, x, y, scoring=unweighted, params={"sample_weight": weight})
+        other = cross_validate(model, x, y, scoring=unweighted, params=params)
     np.testing.assert_allclose(found[0]["test_score"], found[1]["test_score"], rtol=1e-9)
     assert not np.allclose(found[0]["test_score"], other["test_score"])
 

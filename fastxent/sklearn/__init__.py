@@ -1,7 +1,7 @@
 """fastxent for scikit-learn, XGBoost and LightGBM: log loss of decision values, and gradients for boosting.
 
-The log loss of scikit-learn takes probabilities, clips them, and so cannot tell a confident mistake from a hopeless one.
-Here it is computed from the decision values themselves. XGBoost and LightGBM are not imported: they call the objectives.
+The log loss of scikit-learn takes probabilities and clips them, and so cannot tell a confident mistake from a hopeless
+one. Here it is computed from the decision values. XGBoost and LightGBM are not imported: they call the objectives.
 """
 
 from ._boosting import lightgbm_objective, xgboost_objective

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 import fastxent
 
@@ -54,7 +54,7 @@ class _Callback:
         if raw.ndim == 1 and raw.size == self.num_class * np.size(y_true):
             raw = self._unflattened(raw)
         if raw.ndim != 2 or raw.shape[1] != self.num_class:
-            raise ValueError(f"raw scores of shape {raw.shape} do not fit {self!r}; is the booster's num_class the same?")
+            raise ValueError(f"raw scores of shape {raw.shape} do not fit num_class={self.num_class}")
         raw = decision_values(raw, "raw scores")
         weight = None if sample_weight is None or np.size(sample_weight) == 0 else weights(sample_weight, raw)
         return _Batch(raw, class_indices(y_true, *raw.shape), weight, by_train)

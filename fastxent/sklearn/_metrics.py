@@ -142,7 +142,7 @@ class NegLogLossScorer:
     def __init__(self) -> None:
         self._weight_request: bool | str | None = None
 
-    def __call__(self, estimator: Any, X: Any, y_true: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def __call__(self, estimator: Any, X: Any, y_true: Any, sample_weight: Any = None) -> float:
         """Score a classifier."""
         labels = getattr(estimator, "classes_", None)
         raw = classifier_logits(estimator, X)
@@ -167,7 +167,7 @@ class NegLogLossScorer:
         return True
 
 
-def classifier_logits(estimator: Any, X: Any) -> Array:  # noqa: N803
+def classifier_logits(estimator: Any, X: Any) -> Array:
     """Return decision values whose softmax (or sigmoid) are the classifier's probabilities."""
     decides = hasattr(estimator, "decision_function")
     likely = next((name for name in ("predict_log_proba", "predict_proba") if hasattr(estimator, name)), None)
@@ -183,7 +183,7 @@ def classifier_logits(estimator: Any, X: Any) -> Array:  # noqa: N803
         return values if likely == "predict_log_proba" else np.log(values)
 
 
-def _agree(estimator: Any, X: Any) -> bool:  # noqa: N803
+def _agree(estimator: Any, X: Any) -> bool:
     """Whether the decision values of some samples are the logits of their probabilities: not in one-vs-rest, say."""
     if not hasattr(estimator, "predict_proba"):
         return True
