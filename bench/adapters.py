@@ -11,6 +11,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .baselines import Jax, Torch
 from .cases import Data
 from .peer import Calls, Peer
@@ -71,6 +73,26 @@ class FastxentJax(Jax):
         import fastxent.jax
 
         return fastxent.jax
+
+
+def hessian_calls(data: Data, threads: int) -> dict[str, Calls]:
+    """Gradient and diagonal Hessian of the multinomial loss, by fastxent.sklearn and by scikit-learn: checked alike."""
+    from sklearn._loss.loss import HalfMultinomialLoss
+
+    from fastxent.sklearn import multinomial_gradient_hessian as ours
+
+    x, y = data.rows, data.flat_targets
+    floats, theirs = y.astype(x.dtype), HalfMultinomialLoss(n_classes=data.case.classes).gradient_hessian
+    given = {name: np.empty_like(x) for name in ("gradient_out", "hessian_out")}
+    for one, other in zip(ours(x, y), theirs(floats, x, n_threads=threads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=64 * np.finfo(x.dtype).eps)
+    return {
+        "fastxent.sklearn": {"both": lambda: ours(x, y), "given": lambda: ours(x, y, **given)},
+        "sklearn": {
+            "both": lambda: theirs(floats, x, n_threads=threads),
+            "given": lambda: theirs(floats, x, n_threads=threads, **given),
+        },
+    }
 
 
 ADAPTERS: list[type[Peer]] = [FastxentTorch, FastxentJax]

@@ -216,6 +216,14 @@ def jax(records: list[Record]) -> Iterator[Check]:
             yield Check(title, label(record), ratio(theirs, ours), 1.5, True, "x")
 
 
+def hessians(records: list[Record]) -> Iterator[Check]:
+    for record in of(records, "hessian"):
+        theirs, ours = (seconds(record, name) for name in ("sklearn", "fastxent.sklearn"))
+        if theirs and ours and math.prod(record["case"]["shape"]) >= 32768 * 1000:
+            title = "gradient and Hessian at 32768 x 1000: times scikit-learn"
+            yield Check(title, label(record), ratio(theirs, ours), 3.0, True, "x")
+
+
 def extra_memory(records: list[Record]) -> Iterator[Check]:
     """O(positions), made a number: 64 bytes a position, and 4 MiB for stacks and the like."""
     for record in of(records, "memory"):
@@ -250,7 +258,7 @@ def linear_heads(records: list[Record]) -> Iterator[Check]:
 
 BARS: list[Callable[[list[Record]], Iterator[Check]]] = [
     forward_share, gradient_share, few_classes, layouts, peers, other_engine, small_calls, masked, one_pass, avx2,
-    products, torch, jax, extra_memory, linear_heads,
+    products, torch, jax, hessians, extra_memory, linear_heads,
 ]  # fmt: skip
 
 

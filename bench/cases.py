@@ -176,6 +176,7 @@ class Plan:
     gemm_size: int
     torch: list[Case]
     jax: list[Case]
+    hessian: list[Case]
     memory: tuple[int, int]
     memory_cases: list[Case]
     linear: list[tuple[int, int, int]]  # positions, features, classes
@@ -216,6 +217,7 @@ FULL = Plan(
         *[Case(s, d) for s in [(320, 5), (8192, 17), (256, 1000), (32768, 1000), (1024, 50257)] for d in DTYPES[::2]],
         *[Case((4096, 1000), weighted=True), Case((4096, 1000), probabilities=True)],
     ],
+    hessian=[Case(s, d) for s in [(32768, 1000), (262144, 17), (1797, 10)] for d in DTYPES[:2]],
     memory=(1024, 50257),
     memory_cases=[
         *[
@@ -251,6 +253,7 @@ QUICK = Plan(
     gemm_size=1024,
     torch=[Case(s, d) for s in [(320, 5), (256, 1000), (1024, 50257)] for d in DTYPES[::2]],
     jax=[Case(s) for s in [(320, 5), (256, 1000), (1024, 50257)]],
+    hessian=[Case((32768, 1000))],
     memory=(256, 50257),
     memory_cases=[Case((256, 50257), "bfloat16"), Case((8, 32, 50257), padding="lengths", valid=0.5)],
     linear=[(512, 256, 8192), (512, 768, 50257)],
@@ -278,6 +281,7 @@ SMOKE = Plan(
     gemm_size=32,
     torch=[Case((16, 40)), Case((16, 40), "bfloat16"), Case((3, 5, 16), axis=1)],
     jax=[Case((16, 40))],
+    hessian=[Case((16, 40)), Case((16, 40), "float64")],
     memory=(16, 40),
     memory_cases=[],
     linear=[(16, 8, 40)],

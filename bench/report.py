@@ -65,6 +65,7 @@ def markdown(results: dict[str, Any]) -> str:
         products(records),
         adapter(records, "torch"),
         adapter(records, "jax"),
+        hessian(records),
         memory(records),
         linear(records),
         answers(records, results["machine"]["versions"]),
@@ -247,6 +248,18 @@ def adapter(records: list[Record], framework: str) -> str:
                          number(ratio(theirs, ours), "x")])
     head = ["case", "operation", f"fastxent.{framework}", framework, f"{framework} / fastxent.{framework}"]
     return f"## fastxent.{framework} against {framework}, microseconds\n\n" + table(head, rows) if rows else ""
+
+
+def hessian(records: list[Record]) -> str:
+    rows = []
+    for record in of(records, "hessian"):
+        ours, theirs = (seconds(record, name) for name in ("fastxent.sklearn", "sklearn"))
+        if ours and theirs:
+            arrays = "new arrays" if record["operation"] == "both" else "given arrays"
+            times = [milliseconds(ours), milliseconds(theirs)]
+            rows.append([record["name"], arrays, *times, number(ratio(theirs, ours), "x")])
+    head = ["case", "results in", "fastxent.sklearn, ms", "scikit-learn, ms", "scikit-learn / fastxent.sklearn"]
+    return "## Gradient and Hessian of the multinomial loss\n\n" + table(head, rows) if rows else ""
 
 
 def memory(records: list[Record]) -> str:

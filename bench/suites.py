@@ -13,7 +13,7 @@ import numpy as np
 
 import fastxent
 
-from .adapters import ADAPTERS, FastxentJax, FastxentTorch, installed
+from .adapters import ADAPTERS, FastxentJax, FastxentTorch, hessian_calls, installed
 from .answers import Oracle
 from .baselines import Jax, Torch
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
@@ -277,6 +277,20 @@ def jax(context: Context) -> Iterator[Job]:
         yield from against(context, "jax", FastxentJax, Jax, context.plan.jax)
 
 
+def hessian(context: Context) -> Iterator[Job]:
+    """fastxent.sklearn's gradient and Hessian against scikit-learn's: new arrays, and given ones."""
+
+    def run(case: Case) -> list[Record]:
+        calls, records = hessian_calls(case.make(), context.threads), []
+        for operation in ("both", "given"):
+            samplers = {name: local(own[operation]) for name, own in calls.items()}
+            records.append(finish("hessian", case.name, operation, race(samplers, context.effort)))
+        return [record | {"case": dataclasses.asdict(case)} for record in records]
+
+    for case in context.plan.hessian if installed("sklearn") else []:
+        yield Job(f"hessian: {case.name}", partial(run, case))
+
+
 def memory(context: Context) -> Iterator[Job]:
     """Peak memory beyond the inputs, each call in a child process of its own."""
 
@@ -361,10 +375,12 @@ SUITES: dict[str, Suite] = {
         gemm,
         torch,
         jax,
+        hessian,
         memory,
         linear,
     )
 }
 WITH_BARS = (
-    "grid", "few", "sizes", "small", "layout", "masks", "scoring", "isa", "gemm", "torch", "jax", "memory", "linear",
-)  # fmt: skip
+    *("grid", "few", "sizes", "small", "layout", "masks", "scoring", "isa", "gemm"),
+    *("torch", "jax", "hessian", "memory", "linear"),
+)

@@ -252,7 +252,7 @@ def test_the_command_reports_on_every_suite(tmp_path, capsys):
     pytest.importorskip("scipy")
     assert command.main(["--smoke", "--against", "numpy,scipy", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    needed = {"torch": ["torch"], "jax": ["jax", "optax"]}
+    needed = {"torch": ["torch"], "jax": ["jax", "optax"], "hessian": ["sklearn"]}
     without = {suite for suite, names in needed.items() if not all(importlib.util.find_spec(name) for name in names)}
     assert {found["suite"] for found in results["records"]} == set(command.SUITES) - without
     for found in results["records"]:
