@@ -161,8 +161,9 @@ def sequences():
     words = rng.integers(1, 20, (48, 6))
     words[np.arange(6) >= rng.integers(1, 7, 48)[:, None]] = 0
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.Embedding(20, 8, mask_zero=True), keras.layers.Dense(5)]
-    return keras.Sequential(layers), words, words % 5
+    model = keras.Sequential([keras.layers.Embedding(20, 8, mask_zero=True), keras.layers.Dense(5)])
+    model(words)  # so that it has weights, on every backend
+    return model, words, words % 5
 
 
 def histories():
@@ -173,7 +174,6 @@ def histories():
         "theirs": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     }.items():
         model, words, tags = sequences()
-        model(words)
         rng = np.random.default_rng(7)  # the same start on every backend
         model.set_weights([rng.normal(size=w.shape).astype("f4") for w in model.get_weights()])
         model.compile(optimizer=keras.optimizers.SGD(0.5), loss=loss)
