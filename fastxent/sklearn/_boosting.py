@@ -159,8 +159,8 @@ def xgboost_objective(num_class: int) -> XGBoostObjective:
 
     Notes
     -----
-    A booster trained by ``xgboost.train`` without ``objective="multi:softprob"`` among its parameters predicts raw
-    scores; ``fastxent.softmax`` of them are the probabilities. With that parameter it predicts probabilities.
+    Leave ``objective="multi:softprob"`` among the parameters of ``xgboost.train``: it no longer computes gradients then,
+    but says what the booster predicts, probabilities of each class. The estimator does so by itself.
 
     Examples
     --------
