@@ -159,8 +159,8 @@ def xgboost_objective(num_class: int) -> XGBoostObjective:
 
     Notes
     -----
-    Leave ``objective="multi:softprob"`` among the parameters of ``xgboost.train``: it no longer computes gradients then,
-    but says what the booster predicts, probabilities of each class. The estimator does so by itself.
+    Leave ``objective="multi:softprob"`` among the parameters of ``xgboost.train``: no gradients come from it then, but
+    it says that the booster predicts the probabilities of each class. The estimator does so by itself.
 
     Examples
     --------

@@ -1,10 +1,9 @@
 """Gradient and diagonal Hessian of the multinomial loss, in one pass over the decision values.
 
 Rows are taken in blocks that stay in a core's cache: fastxent writes the gradient g of a block, and the Hessian follows
-from it: p(1 - p) = g - g^2 where g = p. At the target, where g = p - 1 has no digits left of a small p, it follows from
-the loss, which is -log p. Besides the two results there is one block a thread. The blocks are handed out to threads
-here, not inside fastxent, so that the arithmetic on them is shared as well; it takes every value of a row alone, and so
-gives the same bits for any number of threads.
+from it: p(1 - p) = g(1 - g) where g = p. At the target, where g = p - 1 has no digits left of a small p, it follows from
+the loss, which is -log p. The blocks are handed out to threads here, not inside fastxent, so that the arithmetic on them
+is shared as well; it takes every value of a row alone, and so gives the same bits for any number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import fastxent
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 1 << 18  # the gradient, the Hessian and the values between of a block share the second-level cache
+BLOCK_BYTES = 1 << 18  # decision values, gradient and Hessian of a block share the second-level cache
 COLUMN_ROWS = 256  # where a class is contiguous, a block has at least so many rows: runs of memory, not single lines
 THREADED_BYTES = 1 << 22  # less is done before threads have started
 
@@ -109,7 +108,7 @@ def fill(
     starts = iter(range(0, n, rows))
 
     def work() -> None:
-        scratch, losses = np.empty_like(gradient[:rows]), np.empty(rows, gradient.dtype)
+        losses = np.empty(rows, gradient.dtype)
         for start in starts:  # threads share it: each block is taken once
             block = slice(start, min(start + rows, n))
             g, h = gradient[block], hessian[block]
@@ -117,8 +116,8 @@ def fill(
             fastxent.cross_entropy_and_grad(
                 x, t, reduction="none", ignore_index=None, out=loss, out_grad=g, num_threads=1
             )
-            np.multiply(g, g, out=scratch[: len(g)])
-            np.subtract(g, scratch[: len(g)], out=h)
+            np.subtract(1, g, out=h)
+            np.multiply(h, g, out=h)
             np.negative(loss, out=loss)
             h[np.arange(len(g)), t] = np.exp(loss) * -np.expm1(loss)
             if weight is not None:
