@@ -1,9 +1,10 @@
 """Gradient and diagonal Hessian of the multinomial loss, in one pass over the decision values.
 
-Rows are taken in blocks that stay in a core's cache: fastxent writes the gradient g of a block, and the Hessian follows
-from it: p(1 - p) = g(1 - g) where g = p. At the target, where g = p - 1 has no digits left of a small p, it follows from
-the loss, which is -log p. The blocks are handed out to threads here, not inside fastxent, so that the arithmetic on them
-is shared as well; it takes every value of a row alone, and so gives the same bits for any number of threads.
+Rows are taken in blocks that stay in a core's cache: fastxent writes the gradient g of a block, and the Hessian
+follows from it: p(1 - p) = g(1 - g) where g = p. At the target, where g = p - 1 has no digits left of a small p, it
+follows from the loss, which is -log p. The blocks are handed out to threads here, not inside fastxent, so that the
+arithmetic on them is shared as well; it takes every value of a row alone, and so gives the same bits for any number
+of threads.
 """
 
 from __future__ import annotations
