@@ -155,6 +155,15 @@ def check_errors():
         refused(IndexError, "outside [0, 7)", lambda: value(CrossEntropyLoss(), y + 7, x))
 
 
+def check_another_backend_is_refused():
+    own = keras.config.backend
+    keras.config.backend = lambda: "tensorflow"
+    try:
+        refused(RuntimeError, "torch, jax, numpy, not on tensorflow", CrossEntropyLoss)
+    finally:
+        keras.config.backend = own
+
+
 def sequences():
     """A tagger of padded sequences, whose mask comes from an embedding."""
     rng = np.random.default_rng(5)
