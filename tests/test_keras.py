@@ -16,7 +16,7 @@ TRAINING = [2.256035, 1.479762, 1.063789, 0.803466]
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 def test_keras(backend):
-    for module in ("keras", backend):
+    for module in ("keras", backend, *(["fastxent.jax"] if backend == "jax" else [])):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"needs {module}")
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
