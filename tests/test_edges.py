@@ -146,3 +146,20 @@ def test_more_than_two_to_the_32_elements():
     one = fastxent.cross_entropy(row, row.size - 1)
     np.testing.assert_allclose(fastxent.cross_entropy(logits, targets), one, rtol=1e-15)
     np.testing.assert_allclose(fastxent.cross_entropy(logits, targets, reduction="sum"), 66_000 * one, rtol=1e-14)
+
+
+@on_every_engine
+@pytest.mark.parametrize("shape", [(30000,), (4000, 3), (1, 5000)])
+def test_many_equal_weights_do_not_drift(shape, engine):
+    """0.1 is not exact: added plainly thousands of times, its sum and every gradient's scale are off by dozens of u."""
+    n, u = int(np.prod(shape)), 2.0**-52
+    for weight in (np.full(shape, 0.1), np.full(shape[-1:], 0.1)):
+        with cases.running_on(*engine):
+            _, gradient = fastxent.cross_entropy_and_grad(np.zeros((*shape, 2)), np.zeros(shape, int), sample_weight=weight)
+            np.testing.assert_allclose(gradient[..., 0], -0.5 / n, rtol=4 * u)
+            _, gradient = fastxent.mse_loss_and_grad(np.ones(shape), np.zeros(shape), sample_weight=weight)
+            np.testing.assert_allclose(gradient, 2 / n, rtol=4 * u)
+            _, gradient = fastxent.kl_div_and_grad(
+                np.zeros((*shape, 2)), np.broadcast_to([0.0, -np.inf], (*shape, 2)), sample_weight=weight
+            )
+            np.testing.assert_allclose(gradient[..., 0], -0.5 / n, rtol=4 * u)

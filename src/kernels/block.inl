@@ -378,16 +378,16 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
 
 void KERNEL(block)(FxCall *call, FxScratch *s, int64_t block) {
     int64_t first, n;
-    double total = 0, divisor = 0;
+    FxSum total = {0, 0}, divisor = {0, 0};
     fx_block_range(call, block, &first, &n);
     for (int64_t end = first + n; first < end;) {
         Run run;
         double share;
         run_at(call, first, end, &run);
-        total += block_run(call, s, &run, &share);
-        divisor += share;
+        fx_add(&total, block_run(call, s, &run, &share));
+        fx_add(&divisor, share);
         first += run.n;
     }
-    call->partial[block][0] = total;
-    call->partial[block][1] = divisor;
+    call->partial[block][0] = fx_sum(total);
+    call->partial[block][1] = fx_sum(divisor);
 }

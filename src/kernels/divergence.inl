@@ -119,13 +119,13 @@ static void divergence_run(FxCall *call, FxScratch *s, const Run *run, Lanes a) 
 
 void KERNEL(divergence)(FxCall *call, FxScratch *s, int64_t block) {
     int64_t first, n;
-    double total = 0, divisor = 0;
+    FxSum total = {0, 0}, divisor = {0, 0};
     Lanes a = lanes_of(call, s);
     fx_block_range(call, block, &first, &n);
     for (int64_t end = first + n; first < end;) {
         Run run;
         run_at(call, first, end, &run);
-        divisor += read_positions(call, s, &run, 1);
+        fx_add(&divisor, read_positions(call, s, &run, 1));
         if (run.valid < run.n) {
             if (run.base[FX_OUT]) clear_invalid(call, s, &run);
             close_up(call, s, &run);
@@ -133,9 +133,9 @@ void KERNEL(divergence)(FxCall *call, FxScratch *s, int64_t block) {
         fill_given(call, s, a, run.valid);
         divergence_run(call, s, &run, a);
         if (run.index) open_up(&run, a.loss, a.factor);
-        total += put_losses(call, &run, a.loss);
+        fx_add(&total, put_losses(call, &run, a.loss));
         first += run.n;
     }
-    call->partial[block][0] = total;
-    call->partial[block][1] = divisor;
+    call->partial[block][0] = fx_sum(total);
+    call->partial[block][1] = fx_sum(divisor);
 }

@@ -208,13 +208,13 @@ static double element_losses(const FxCall *call, const Run *part, const R *loss)
 }
 
 /* One chunk of a line: returns the sum of its losses. */
-static double element_chunk(FxCall *call, FxScratch *s, Run *part, int plain, int prepare, double *divisor) {
+static double element_chunk(FxCall *call, FxScratch *s, Run *part, int plain, int prepare, FxSum *divisor) {
     const int operation = call->operation, n = part->n, gradient = call->operand[FX_OUT].data != NULL;
     const FxOperand *out = &call->operand[FX_OUT], *x = &call->operand[FX_X], *y = &call->operand[FX_Y];
     const int checks = operation == FX_OP_BINARY_PROBS;
     R *loss = (R *)s->loss, *slope = (R *)s->emit;
     part->valid = n;
-    *divisor += plain ? n : read_positions(call, s, part, gradient && !prepare);
+    fx_add(divisor, plain ? n : read_positions(call, s, part, gradient && !prepare));
     if (prepare && !checks) return 0;
     if (part->valid) {
         Chunk c = {.loss = loss,
@@ -245,7 +245,7 @@ static void element_block(FxCall *call, FxScratch *s, int64_t block, int prepare
     const FxOperand *o = call->operand;
     const int plain = !o[FX_MASK].data && !call->lengths && !call->position_weight && upstream_is_uniform(call);
     int64_t first, n;
-    double total = 0, divisor = 0;
+    FxSum total = {0, 0}, divisor = {0, 0};
     fx_block_range(call, block, &first, &n);
     R *zeros = (R *)s->tile, *ones = (R *)s->slope; /* in place of absent operands */
     for (int i = 0; i < FX_MAX_WIDTH; i++) {
@@ -265,12 +265,12 @@ static void element_block(FxCall *call, FxScratch *s, int64_t block, int prepare
                 width -= (int)((uintptr_t)(part.base[FX_OUT] + width * SIZE) % 64 / SIZE);
             part.first += done;
             part.n = width;
-            total += element_chunk(call, s, &part, plain, prepare, &divisor);
+            fx_add(&total, element_chunk(call, s, &part, plain, prepare, &divisor));
         }
         first += run.n;
     }
-    call->partial[block][0] = total;
-    call->partial[block][1] = divisor;
+    call->partial[block][0] = fx_sum(total);
+    call->partial[block][1] = fx_sum(divisor);
 }
 
 void KERNEL(elements)(FxCall *call, FxScratch *s, int64_t block) { element_block(call, s, block, 0); }

@@ -172,28 +172,28 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
             s->upstream[i] = weight ? u * s->sample[i] : u;
         }
     }
-    double divisor = 0;
+    FxSum divisor = {0, 0};
     double *share = call->position_weight ? call->position_weight + run->first : NULL;
     const double *w = indexed && !call->focal ? call->class_weight : NULL;
     if (!weight && !w && !share) return (double)run->valid;
     for (int i = 0; i < n; i++) {
         double d = target[i] < 0 ? 0 : (weight ? s->sample[i] : 1) * (w ? w[target[i]] : 1);
-        divisor += d;
+        fx_add(&divisor, d);
         if (share) share[i] = d;
     }
-    return divisor;
+    return fx_sum(divisor);
 }
 
 void KERNEL(prepare)(FxCall *call, FxScratch *s, int64_t block) {
     int64_t first, n;
-    double divisor = 0;
+    FxSum divisor = {0, 0};
     fx_block_range(call, block, &first, &n);
     for (int64_t end = first + n; first < end;) {
         Run run;
         run_at(call, first, end, &run);
-        divisor += read_positions(call, s, &run, 0);
+        fx_add(&divisor, read_positions(call, s, &run, 0));
         first += run.n;
     }
     call->partial[block][0] = 0;
-    call->partial[block][1] = divisor;
+    call->partial[block][1] = fx_sum(divisor);
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "../fastxent.h"
+#include "../sum.h"
 
 #define FX_CAT_(a, b) a##b
 #define FX_CAT(a, b)  FX_CAT_(a, b)

@@ -125,11 +125,9 @@ def divergence_blocks(tag, c, f, r, d, s, start, stop):
     weighted = operand(tag, c, WEIGHT, DATA)
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor = 0.0, 0.0
         while at < end:
             run_at(tag, c, r, at, end)
             share, _bad = read_positions(tag, c, f, r, d, 1)
-            divisor += share
             close(tag, c, r, d)
             for k in range(r[VALID]):
                 i = place(tag, r, k)
@@ -138,6 +136,5 @@ def divergence_blocks(tag, c, f, r, d, s, start, stop):
                 x, y = r[BASE + X] + i * r[STEP + X], r[BASE + Y] + i * r[STEP + Y]
                 value = divergence_row(tag, c, s, x, y, to, upstream)
                 put(tag, s + LOSS + k * get_size(tag), (d[SAMPLE + k] if weighted else 1.0) * value + 0.0)
-            total += put_losses(tag, c, r, s)
+            put_block(tag, c, block, put_losses(tag, c, r, s), share, -1)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, -1)

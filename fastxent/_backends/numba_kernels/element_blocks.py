@@ -167,21 +167,21 @@ def blocks_of(tag, c, f, r, d, s, start, stop, prepare):
     checked = c[OPERATION] == OP_BINARY_PROBS
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
+            total, divisor, bad = 0.0, 0.0, -1
             run_at(tag, c, r, at, min(end, at + MAX_WIDTH))
             if masked or checked:
                 share, _bad = read_positions(tag, c, f, r, d, not prepare)
-                divisor += share
+                divisor = share
             else:
                 r[VALID] = r[COUNT]
-                divisor += r[COUNT]
-            if checked and bad < 0 and r[VALID]:
+                divisor = float(r[COUNT])
+            if checked and r[VALID]:
                 bad = first_outside(tag, r, values_of(tag, c, r, X, s + FETCHED))
             if not prepare:
-                total += element_run(tag, c, f, r, d, s, zeros, ones)
+                total = element_run(tag, c, f, r, d, s, zeros, ones)
+            put_block(tag, c, block, total, divisor, bad)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)
 
 
 @kernel()

@@ -316,20 +316,15 @@ def lane_blocks(tag, c, f, r, d, s, start, stop):
     """Operations up to OP_LOGSUMEXP without an output of the logits' shape."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
             share, wrong, count = lane_run(tag, c, f, r, d, s, at, end, 0)
-            divisor += share
-            if bad < 0:
-                bad = wrong
             k = 0
             while k < count:
                 width, straight = panel_at(tag, c, r, k, count)
                 panel_find(tag, c, f, r, s, k, width, rounded(tag, width), straight)
                 k += width
-            total += lane_losses(tag, c, f, r, s, count)
+            put_block(tag, c, block, lane_losses(tag, c, f, r, s, count), share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)
 
 
 @kernel()
@@ -337,18 +332,13 @@ def lane_output_blocks(tag, c, f, r, d, s, start, stop):
     """The same with such an output."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
             share, wrong, count = lane_run(tag, c, f, r, d, s, at, end, 1)
-            divisor += share
-            if bad < 0:
-                bad = wrong
             k = 0
             while k < count:
                 width, straight = panel_at(tag, c, r, k, count)
                 panel_find(tag, c, f, r, s, k, width, rounded(tag, width), straight)
                 panel_output(tag, c, f, r, d, s, k, width, rounded(tag, width), straight)
                 k += width
-            total += lane_losses(tag, c, f, r, s, count)
+            put_block(tag, c, block, lane_losses(tag, c, f, r, s, count), share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)

@@ -196,20 +196,17 @@ def pick_blocks(tag, c, f, r, d, s, start, stop):
     gradient = has_gradient(tag, c)
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
             run_at(tag, c, r, at, end)
             share, wrong = read_positions(tag, c, f, r, d, gradient)
-            divisor += share
-            if bad < 0:
-                bad = wrong
+            total = 0.0
             if c[OPERATION] >= OP_SOFTMAX_GRAD:
                 backward_run(tag, c, r, s)
             else:
                 close(tag, c, r, d)
                 pick_run(tag, c, f, r, d, s)
-                total += put_losses(tag, c, r, s)
+                total = put_losses(tag, c, r, s)
+            put_block(tag, c, block, total, share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)
 
 

@@ -201,7 +201,7 @@ def divisor_of(tag, c, r, d, indexed):
     classed = indexed and c[CLASS_WEIGHT] != 0 and not c[FOCAL]
     if not (weight or classed or share):
         return float(r[VALID])
-    divisor = 0.0
+    divisor, lost = 0.0, 0.0  # compensated: many equal weights would drift
     for i in range(r[COUNT]):
         t = r[TARGET + i]
         one = 0.0
@@ -209,15 +209,20 @@ def divisor_of(tag, c, r, d, indexed):
             one = d[SAMPLE + i] if weight else 1.0
             if classed:
                 one *= get_double(tag, c[CLASS_WEIGHT] + 8 * t)
-        divisor += one
+        together = divisor + one
+        if abs(one) > abs(divisor):
+            lost += (one - together) + divisor
+        else:
+            lost += (divisor - together) + one
+        divisor = together
         if share:
             put_double(tag, share + 8 * (r[FIRST] + i), one)
-    return divisor
+    return divisor + lost if lost == lost else divisor
 
 
 @kernel()
 def put_block(tag, c, block, total: float, divisor: float, bad):
-    """Add what a block leaves to the sums that it belongs to, with compensation; its first bad position."""
+    """Add what a run of a block leaves to the sums that it belongs to, with compensation; their first bad position."""
     at = c[PARTIAL] + 40 * (block // c[BLOCKS_OF_A_SUM])
     add_to(tag, at, at + 24, total)
     add_to(tag, at + 8, at + 32, divisor)
@@ -242,12 +247,8 @@ def prepare_all(tag, c, f, r, d, s, start, stop):
     """Read only what describes targets: check indices, sum the divisor."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, bad = 0.0, -1
         while at < end:
             run_at(tag, c, r, at, end)
-            divisor, wrong = read_positions(tag, c, f, r, d, False)
-            total += divisor
-            if bad < 0:
-                bad = wrong
+            share, wrong = read_positions(tag, c, f, r, d, False)
+            put_block(tag, c, block, 0.0, share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, 0.0, total, bad)

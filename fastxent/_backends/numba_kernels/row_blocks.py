@@ -216,15 +216,10 @@ def row_blocks(tag, c, f, r, d, s, start, stop):
     """Operations up to OP_LOGSUMEXP without an output of the logits' shape."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
             share, wrong = row_run(tag, c, f, r, d, s, at, end, 0)
-            divisor += share
-            if bad < 0:
-                bad = wrong
-            total += row_losses(tag, c, f, r, s)
+            put_block(tag, c, block, row_losses(tag, c, f, r, s), share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)
 
 
 @kernel()
@@ -232,14 +227,9 @@ def row_output_blocks(tag, c, f, r, d, s, start, stop):
     """The same with such an output."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        total, divisor, bad = 0.0, 0.0, -1
         while at < end:
             share, wrong = row_run(tag, c, f, r, d, s, at, end, 1)
-            divisor += share
-            if bad < 0:
-                bad = wrong
             finish_terms(tag, c, f, s + MAX, r[VALID])
             rows_write(tag, c, f, r, d, s)
-            total += row_losses(tag, c, f, r, s)
+            put_block(tag, c, block, row_losses(tag, c, f, r, s), share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, total, divisor, bad)

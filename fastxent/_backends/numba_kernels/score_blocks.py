@@ -347,13 +347,9 @@ def score_blocks(tag, c, f, r, d, s, start, stop):
     """OP_STATISTICS, OP_PARTIALS and OP_TOP_K."""
     for block in range(start, min(stop, c[BLOCKS])):
         at, end = block_range(tag, c, block)
-        divisor, bad = 0.0, -1
         while at < end:
             run_at(tag, c, r, at, end)
             share, wrong = read_positions(tag, c, f, r, d, 0)
-            divisor += share
-            if bad < 0:
-                bad = wrong
             if c[OPERATION] == OP_TOP_K:
                 score_tops(tag, c, f, r, s)
             else:
@@ -374,5 +370,5 @@ def score_blocks(tag, c, f, r, d, s, start, stop):
                     put_classes(tag, c, r, d, s, 3, n)
                     put_real(tag, c, r, 4, s + SPREAD, n)
                     put_real(tag, c, r, 5, s + VALUE, n)
+            put_block(tag, c, block, 0.0, share, wrong)
             at += r[COUNT]
-        put_block(tag, c, block, 0.0, divisor, bad)
