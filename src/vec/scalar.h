@@ -52,9 +52,10 @@ static inline int v_any(M k) { return k; }
 static inline unsigned v_bits(M k) { return (unsigned)k; }
 static inline M v_first(int n) { return n > 0; }
 
+/* NaN and infinity, which no integer can hold, come with a p that is NaN. */
 #if FX_REAL_BITS == 32
 static inline V v_scale2(V p, V n) {
-    uint32_t k = (uint32_t)((n == n ? (int32_t)n : 0) + 127) << 23;
+    uint32_t k = (uint32_t)((v_abs(n) < 4096 ? (int32_t)n : 0) + 127) << 23;
     return p * v_loadr(&k);
 }
 static inline V v_frexp(V x, V *e) {
@@ -67,7 +68,7 @@ static inline V v_frexp(V x, V *e) {
 }
 #else
 static inline V v_scale2(V p, V n) {
-    uint64_t k = (uint64_t)((n == n ? (int64_t)n : 0) + 1023) << 52;
+    uint64_t k = (uint64_t)((v_abs(n) < 4096 ? (int64_t)n : 0) + 1023) << 52;
     return p * v_loadr(&k);
 }
 static inline V v_frexp(V x, V *e) {
