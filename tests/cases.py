@@ -200,7 +200,8 @@ LAYOUTS = {
 def lay_out(name, array, axis=-1):
     """`array` in another layout and another memory: the same shape and values ("repeated": a part of the values)."""
     array = np.asarray(array)
-    return LAYOUTS[name](array, axis) if array.ndim else array.copy()
+    plain = not array.ndim or (not array.size and name.startswith("repeated"))
+    return array.copy() if plain else LAYOUTS[name](array, axis)
 
 
 # --- options: each alone, in pairs, in random products

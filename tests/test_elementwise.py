@@ -85,7 +85,8 @@ def check(name, x, y, own, keywords, seed=0, label=""):
     u, tiny = element_cases.unit(x.dtype), element_cases.smallest(x.dtype)
     of_loss, of_slope = magnitudes(name, np.asarray(x).astype(float), np.asarray(y).astype(float), own)
     steps = 12 + 2 * np.abs(np.asarray(x).astype(float)) * (name == "binary_cross_entropy_with_logits")
-    error = element_cases.errors_of_value(steps * u * of_loss + 4 * tiny, keywords) + 2.0**-50 * np.abs(value)
+    error = element_cases.errors_of_value(steps * u * of_loss + 4 * tiny, keywords)
+    error = error + element_cases.errors_of_sums(value, x.shape)
     _, scale = reference.mse_loss_and_grad(np.full(x.shape, 0.5), np.zeros(x.shape), upstream=upstream, **keywords)
     error_of_gradient = np.where(scale != 0, np.abs(scale) * ((2 + steps) * u * of_slope + 4 * tiny) + tiny, 0)
 

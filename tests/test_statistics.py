@@ -53,7 +53,8 @@ class Errors:
             p = np.where(row.at_top | ~row.defined[..., None], 0, row.p)
             steps = (12 + self.gap)[..., None] + below
             self.of_entropy = self.u * ((4 + self.gap) * self.log1p_s + (p * below * steps).sum(axis=-1))
-            self.of_entropy += self.moved * (p * (1 + below)).sum(axis=-1) + self.tiny
+            # An exponential near the smallest number may be 0; its term is that times the difference.
+            self.of_entropy += self.moved * (p * (1 + below)).sum(axis=-1) + self.tiny * (1 + below.max(-1, initial=0))
 
     def of(self, name, value):
         value = np.where(np.isfinite(value), np.abs(value), 0)
