@@ -27,7 +27,8 @@ import test_statistics
 import fastxent
 from fastxent import reference, reference_scoring
 
-SPECIAL = (-np.inf, -np.inf, -np.inf, np.inf, np.nan, 0.0, -0.0, 1e-45, -1e-40, 1e-310, 88.8, -87.4, 104.0, 709.0, 6e4, -6e4)
+SPECIAL = (-np.inf, -np.inf, -np.inf, np.inf, np.nan, 0.0, -0.0, 1e-45, -1e-40, 1e-310, 88.8, -87.4, 104.0, 709.0, 6e4,
+           -6e4)
 TARGET_LAYOUTS = ("C", "F", "every other", "reversed", "unaligned", "byte-swapped", "read-only")
 
 
@@ -162,7 +163,8 @@ def activations(random):
 
     def check():
         for name, error in errors.items():
-            test_parity.assert_within(getattr(fastxent, name)(x, axis=axis), answers[name], error, f"{name} {case.name}")
+            got = getattr(fastxent, name)(x, axis=axis)
+            test_parity.assert_within(got, answers[name], error, f"{name} {case.name}")
 
     return check
 
@@ -190,12 +192,13 @@ def elements(random):
 
 def linear(random):
     positions = tuple(int(n) for n in random.integers(1, 7, int(random.integers(1, 4))))
-    head = test_linear.Head(int(random.integers(10**6)), positions, int(random.integers(1, 20)), class_count(random) % 1200 + 1,
-                            pick(random, list(cases.FLOATS)), bool(random.integers(2)))
+    seed, features, n_classes = int(random.integers(10**6)), int(random.integers(1, 20)), class_count(random) % 1200 + 1
+    dtype, bias = pick(random, list(cases.FLOATS)), bool(random.integers(2))
+    head = test_linear.Head(seed, positions, features, n_classes, dtype, bias)
     options = cases.reduction(pick(random, cases.REDUCTIONS))
     names = [n for n in test_linear.TARGET_OPTIONS if n not in cases.TIME_OPTIONS or len(positions) > 1]
     for name in random.choice(names, size=int(random.integers(0, 4)), replace=False):
-        if name == "z_loss" and "softcap" in options or name == "softcap" and "z_loss" in options:
+        if {name, *options} >= {"z_loss", "softcap"}:
             continue  # their roundings together are more than the checker allows for
         options |= cases.option(random, str(name), positions, head.classes)
     limit = pick(random, test_linear.LIMITS)

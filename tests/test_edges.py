@@ -155,7 +155,9 @@ def test_many_equal_weights_do_not_drift(shape, engine):
     n, u = int(np.prod(shape)), 2.0**-52
     for weight in (np.full(shape, 0.1), np.full(shape[-1:], 0.1)):
         with cases.running_on(*engine):
-            _, gradient = fastxent.cross_entropy_and_grad(np.zeros((*shape, 2)), np.zeros(shape, int), sample_weight=weight)
+            _, gradient = fastxent.cross_entropy_and_grad(
+                np.zeros((*shape, 2)), np.zeros(shape, int), sample_weight=weight
+            )
             np.testing.assert_allclose(gradient[..., 0], -0.5 / n, rtol=4 * u)
             _, gradient = fastxent.mse_loss_and_grad(np.ones(shape), np.zeros(shape), sample_weight=weight)
             np.testing.assert_allclose(gradient, 2 / n, rtol=4 * u)

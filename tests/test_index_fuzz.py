@@ -55,7 +55,8 @@ WITH_REDUCTION = {
 
 
 def evaluate(logits, targets, axis=-1, **options):
-    fastxent.Evaluator(ignore_index=options.pop("ignore_index")).update(np.moveaxis(logits, axis, -1), targets, **options)
+    evaluator = fastxent.Evaluator(ignore_index=options.pop("ignore_index"))
+    evaluator.update(np.moveaxis(logits, axis, -1), targets, **options)
 
 
 def finish(logits, targets, axis=-1, **options):
@@ -130,7 +131,7 @@ def check_found(name, logits, targets, axis, place, value, random):
 @pytest.mark.parametrize("dtype", cases.FLOATS)
 @pytest.mark.parametrize(("n_classes", "axis"), SHAPES)
 def test_indices_that_another_thread_changes(n_classes, axis, dtype, engine):
-    """They were right when they were checked. The call gives some answer or an IndexError and touches its own memory."""
+    """They were right when they were checked. The call gives some answer or an IndexError; it stays in its memory."""
     logits = logits_of(n_classes, axis, dtype)
     logits = np.concatenate([logits] * 40)
     targets = np.zeros((len(logits), T), np.int64)
