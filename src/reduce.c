@@ -21,7 +21,7 @@ void fx_sequences(const FxCall *call, int64_t sequences, double *sums, double *d
         for (int64_t i = b * length; i < (b + 1) * length; i++) {
             if (call->position_loss)
                 fx_add(&t, is_double ? ((const double *)call->position_loss)[i]
-                                  : (double)((const float *)call->position_loss)[i]);
+                                     : (double)((const float *)call->position_loss)[i]);
             fx_add(&d, call->position_weight[i]);
         }
         if (sums) sums[b] = fx_sum(t);
