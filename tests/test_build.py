@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import isolated
 import pytest
 
 import fastxent
@@ -120,3 +122,92 @@ def test_neon_agrees_with_portable_kernels(tmp_path):
     subprocess.run(command, check=True)
     checked = subprocess.run([emulator, tmp_path / "isa_check"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0 and checked.stdout.startswith("neon: "), checked.stdout + checked.stderr
+
+
+# --- instruction sets in the built module
+
+# Which registers and instructions a file's code may and must have.
+WIDE = re.compile(r"%(?:ymm|zmm|k[0-7]\b|xmm(?:1[6-9]|2\d|3[01]))")
+AVX512 = re.compile(r"%(?:zmm|k[1-7]\b|[xy]mm(?:1[6-9]|2\d|3[01]))")
+VEX = re.compile(r"^v[a-z]")
+
+
+def code_by_file(module):
+    """Instructions of the extension module by the C file that they come from, by its table of symbols."""
+    def printed(*command):
+        return subprocess.run([*command, module], capture_output=True, text=True, check=True).stdout.splitlines()
+
+    places, owner = [], ""
+    for line in printed("readelf", "-sW"):
+        match line.split():
+            case [_, _, _, "FILE", _, _, _, *name]:
+                owner = name[0] if name else ""
+            case [_, value, _, "FUNC", "LOCAL", _, section, name] if section != "UND":
+                hidden = re.fullmatch(r"fx_[a-z_]+_(f16|bf16|f32|f64)_(baseline|avx2|avx512)", name)
+                places.append((int(value, 16), f"{hidden[2]}_{hidden[1]}.c" if hidden else owner, name))
+    places.sort()
+    names, place, found, begun = {}, 0, {}, False
+    for line in printed("objdump", "-d", "--no-show-raw-insn", "-j", ".text"):
+        address, _, instruction = line.partition(":\t")
+        if not instruction:
+            continue
+        at = int(address, 16)
+        while place + 1 < len(places) and places[place + 1][0] <= at:
+            place += 1
+        begun = begun or places[place][0] <= at
+        if begun:
+            found.setdefault(places[place][1], []).append(instruction)
+            names.setdefault(places[place][1], set()).add(places[place][2])
+    return found, names
+
+
+@pytest.mark.skipif(not (isolated.X86_64 and sys.platform == "linux"), reason="needs x86-64 linux")
+def test_each_instruction_set_stays_in_its_files():
+    """No function of the baseline, nor what calls it, has a register that an old processor lacks."""
+    if importlib.util.find_spec("fastxent._native") is None or shutil.which("objdump") is None:
+        pytest.skip("needs gcc and objdump")
+    found, names = code_by_file(importlib.util.find_spec("fastxent._native").origin)
+    if "baseline_f32.c" not in found:
+        pytest.skip("needs symbols: the module is stripped")
+    for storage in ("f16", "bf16", "f32", "f64"):
+        for isa in ("baseline", "avx2", "avx512"):
+            assert f"fx_block_{storage}_{isa}" in names[f"{isa}_{storage}.c"]
+    for file, code in found.items():
+        isa = file.split("_")[0]
+        wide = [line for line in code if WIDE.search(line) or (isa not in ("avx2", "avx512") and VEX.match(line))]
+        best = [line for line in wide if AVX512.search(line)]
+        if isa == "avx512":
+            assert len(best) > 1000, file
+        elif isa == "avx2":
+            assert len(wide) > 1000 and not best, (file, best[:5])
+        else:
+            assert not wide, (file, wide[:5])
+
+
+def test_an_old_processor_gets_the_baseline():
+    """Python itself under an emulator of a Nehalem, which would stop at the first instruction of AVX."""
+    emulator = shutil.which("qemu-x86_64")
+    if emulator is None or not isolated.X86_64 or importlib.util.find_spec("fastxent._native") is None:
+        pytest.skip("needs qemu-x86_64")
+    code = """
+import numpy as np, fastxent
+assert fastxent.show_config("dict")["instruction_sets"] == ["baseline"]
+random = np.random.default_rng(0)
+for classes in (3, 40, 700):
+    for dtype in ("f2", "f4", "f8"):
+        x, t = random.normal(size=(9, classes)).astype(dtype), random.integers(0, 3, 9)
+        loss, grad = fastxent.cross_entropy_and_grad(x, t, num_threads=2)
+        wide = x.astype("f8") - x.astype("f8").max(1, keepdims=True)
+        p = np.exp(wide) / np.exp(wide).sum(1, keepdims=True)
+        assert abs(loss + np.log(p[np.arange(9), t]).mean()) < 1e-5
+        assert abs(grad.astype("f8") - (p - np.eye(classes)[t]) / 9).max() < 1e-3
+        fastxent.token_statistics(x.T, t, axis=0), fastxent.mse_loss_and_grad(x, x), fastxent.kl_div(x, x)
+"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("FASTXENT_ISA", "FASTXENT_BACKEND")}
+    command = [emulator, "-cpu", "Nehalem", sys.executable]
+    ran = subprocess.run([*command, "-c", code], capture_output=True, text=True, check=False, env=environment, cwd="/")
+    assert ran.returncode == 0, ran.stderr
+    if os.environ.get("FASTXENT_EMULATE"):
+        fuzz = [*command, ROOT / "tests" / "fuzz.py", "--cases", "300", "--engines", "native-baseline"]
+        ran = subprocess.run(fuzz, capture_output=True, text=True, check=False, env=environment)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
