@@ -88,7 +88,8 @@ class Bounds:
         c = np.abs(self.run.terms.coefficients)
         log, slope = (x, 1) if self.case.kind == "log_probs" else (np.log(x), np.where(c != 0, 1 / np.abs(x), 0))
         sizes = np.where(c != 0, c * np.abs(log), 0).sum(axis=-1)
-        self.loss_error = (4 + COEFFICIENT + SCALE) * self.u * sizes + self.tiny
+        steps = 4 + COEFFICIENT + SCALE + np.sqrt(x.shape[-1]) / 8  # the last: of a float64 sum of the classes
+        self.loss_error = steps * self.u * sizes + self.tiny
         self.gradient_error = (2 + COEFFICIENT + SCALE) * self.u * c * slope + self.tiny
 
     # what a caller compares with

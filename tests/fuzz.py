@@ -68,7 +68,7 @@ def spoiled(random, values):
     if values.dtype.kind in "iu" or not values.size:
         return values
     with np.errstate(over="ignore"):
-        values = values.astype(values.dtype.newbyteorder("="))
+        values = values.copy()
         if random.uniform() < 0.5:
             where = random.uniform(size=values.shape) < pick(random, (0.01, 0.1, 0.6))
             values[where] = pick(random, SPECIAL)
@@ -99,7 +99,8 @@ def logits_case(random, kind=None):
                        pick(random, TARGET_LAYOUTS), tuple(map(str, chosen)), pick(random, cases.REDUCTIONS),
                        pick(random, (0.1, 3.0, 20.0)))
     if kind == "logits" and random.uniform() < 0.3:
-        case.scores = cases.lay_out(case.layout, spoiled(random, case.scores), case.axis)
+        native = spoiled(random, case.scores.astype(case.scores.dtype.newbyteorder("=")))
+        case.scores = cases.lay_out(case.layout, native, case.axis)
         case.name += " | spoiled"
     for name, values in (("logit_scale", (1e-3, 0.5, 2.0, 17.0)), ("softcap", (0.5, 30.0)), ("z_loss", (1e-4, 1.0)),
                          ("label_smoothing", (0.01, 0.9))):

@@ -4,6 +4,7 @@ import inspect
 
 import cases
 import element_cases
+import mpmath
 import numpy as np
 import pytest
 from bounds import assert_within
@@ -122,6 +123,21 @@ def test_divergences_near_0_keep_their_digits(engine):
         moved = fastxent.kl_div(x.astype("f4"), x.astype("f4") + np.float32(64), reduction="none")
         assert (moved >= 0).all() and (moved < 1e-10).all()
         same(fastxent.kl_div(x, x, reduction="none"), 0)
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [60, 1000, 50257])
+def test_rows_of_equal_terms_do_not_drift(n, dtype, engine):
+    """One logit raised by g: exactly log((n - 1 + e^g)/n) - g/n. Equal terms, added plainly, round one way each time."""
+    u = element_cases.unit(cases.FLOATS[dtype])
+    with cases.running_on(*engine), mpmath.workdps(40):
+        for g in np.linspace(0.001, 3, 25).astype(dtype):
+            x = np.zeros((1, n), dtype)
+            x[0, n // 2] = g
+            exact = mpmath.log1p(mpmath.expm1(mpmath.mpf(float(g))) / n) - mpmath.mpf(float(g)) / n
+            got = fastxent.kl_div(x, np.zeros_like(x), reduction="none")[0]
+            assert abs(got - float(exact)) <= (60 + 12 / float(g)) * u * exact
 
 
 def test_divergence_against_torch():

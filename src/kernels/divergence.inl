@@ -11,6 +11,8 @@ enum { NEAR_TERMS = 8 };
 enum { NEAR_TERMS = 15 };
 #endif
 
+enum { SUM_VECTORS = 32 }; /* that are added in the compute type: a row of equal terms rounds one way every time */
+
 typedef struct {
     R max;       /* NaN and infinities are seen by `rest` */
     double rest; /* sum of exp(z - max) without one maximum; NaN if max is not finite */
@@ -61,6 +63,9 @@ static FX_NOINLINE RowSum side_sum(Side *side, int64_t classes) {
             even = odd;
             odd = next;
             count = v_count(count, at);
+            if (i / LANES % SUM_VECTORS < SUM_VECTORS - 1) continue;
+            rest += v_hsum(v_add(even, odd));
+            even = odd = v_set1(0);
         }
         rest += v_hsum(v_add(even, odd));
         equal += v_hsum(count);
@@ -96,6 +101,10 @@ static FX_NOINLINE double divergence(const FxCall *call, Side *x, Side *y, char 
             M near = v_lt(v_abs(d), v_set1((R)0.5));
             term = v_select(near, v_mul(pc, bend), v_select(v_eq(d, high), high, term));
             sum = v_add(sum, term);
+            if (i / LANES % SUM_VECTORS == SUM_VECTORS - 1) {
+                total += v_hsum(sum);
+                sum = zero;
+            }
             if (!to) continue;
             V change = v_select(near, v_mul(pc, v_sub(bend, d)), v_sub(qc, pc));
             v_storer(slope + i, v_mul(factor, change));
