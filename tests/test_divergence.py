@@ -129,7 +129,7 @@ def test_divergences_near_0_keep_their_digits(engine):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [60, 1000, 50257])
 def test_rows_of_equal_terms_do_not_drift(n, dtype, engine):
-    """One logit raised by g: exactly log((n - 1 + e^g)/n) - g/n. Equal terms, added plainly, round one way each time."""
+    """One logit raised by g: exactly log((n - 1 + e^g)/n) - g/n. Equal terms, plainly added, round one way."""
     u = element_cases.unit(cases.FLOATS[dtype])
     with cases.running_on(*engine), mpmath.workdps(40):
         for g in np.linspace(0.001, 3, 25).astype(dtype):

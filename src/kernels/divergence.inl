@@ -83,7 +83,8 @@ static FX_NOINLINE double divergence(const FxCall *call, Side *x, Side *y, char 
     const V apart = v_set1((R)(fx_log1p(p.rest) - fx_log1p(q.rest)));
     const ExpScale k = exp_scale(1);
     R series[NEAR_TERMS];
-    double next = 0.5, total = 0;
+    double next = 0.5;
+    FxSum total = {0, 0};
     for (int i = 0; i < NEAR_TERMS; i++, next /= -(i + 2)) series[i] = (R)next;
     for (int64_t c0 = 0; c0 < call->classes; c0 += FX_BLOCK) {
         const int n = call->classes - c0 < FX_BLOCK ? (int)(call->classes - c0) : FX_BLOCK;
@@ -102,17 +103,17 @@ static FX_NOINLINE double divergence(const FxCall *call, Side *x, Side *y, char 
             term = v_select(near, v_mul(pc, bend), v_select(v_eq(d, high), high, term));
             sum = v_add(sum, term);
             if (i / LANES % SUM_VECTORS == SUM_VECTORS - 1) {
-                total += v_hsum(sum);
+                fx_add(&total, v_hsum(sum));
                 sum = zero;
             }
             if (!to) continue;
             V change = v_select(near, v_mul(pc, v_sub(bend, d)), v_sub(qc, pc));
             v_storer(slope + i, v_mul(factor, change));
         }
-        total += v_hsum(sum);
+        fx_add(&total, v_hsum(sum));
         if (to) put_values(call, out, to + c0 * out->class_stride, out->class_stride, slope, n);
     }
-    return p.rest + q.rest == p.rest + q.rest ? total : (double)NAN;
+    return p.rest + q.rest == p.rest + q.rest ? fx_sum(total) : (double)NAN;
 }
 
 static void divergence_run(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
