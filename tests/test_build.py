@@ -71,6 +71,16 @@ def test_includes_are_there():
             assert any((folder / name).exists() for folder in (path.parent, ROOT / "src")), f"{path.name}: {name}"
 
 
+def test_workflows_use_pinned_actions():
+    """A tag can be moved to other code, a commit cannot."""
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    if not workflows:
+        pytest.skip("needs a checkout: the sdist has no workflows")
+    for path in workflows:
+        for action in re.findall(r"uses: *(.*)", path.read_text()):
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v[\d.]+", action), f"{path.name}: {action}"
+
+
 # --- who may include what: the table of the architecture
 
 
