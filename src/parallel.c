@@ -22,6 +22,9 @@
  * of the parent were about to do with it, and the child starts its own threads when it first needs them. Threads are
  * detached and own nothing, so the process may end at any time.
  *
+ * No thread-local variable: in a module loaded at run time its memory is found at the first use in each thread, and where
+ * there is none the C library ends the process.
+ *
  * Without POSIX threads (Windows), or with FX_NO_THREADS, everything runs on the calling thread. FX_NO_FUTEX takes
  * the path of systems other than Linux: a mutex and a condition variable. */
 #ifndef _GNU_SOURCE
@@ -36,16 +39,6 @@
 #include "cpu.h"
 
 #include <time.h>
-
-#ifdef _MSC_VER
-#define FX_THREAD_LOCAL __declspec(thread)
-#else
-#define FX_THREAD_LOCAL _Thread_local
-#endif
-
-static FX_THREAD_LOCAL int stop_asked; /* by the task that this thread runs or ran last */
-
-void fx_parallel_stop(void) { stop_asked = 1; }
 
 static int64_t nanoseconds(void) {
     struct timespec t;
@@ -69,7 +62,7 @@ static int64_t run_alone(FxTask task, void *context, int64_t first, int64_t end,
     do {
         task(context, block, 0);
         ++block;
-    } while (block < end && !stop_asked && !passed(deadline));
+    } while (block < end && !passed(deadline));
     return block;
 }
 
@@ -180,7 +173,6 @@ static void reset_sleep(void) {
 /* Neighbouring blocks are taken together, so that a thread reads on where it is; fewer towards the end, so that all end
  * together. What was taken is finished: the blocks that were not run are those from `next` on. */
 static void take_blocks(Call *call, int worker) {
-    stop_asked = 0;
     while (!atomic_load_explicit(&call->stop, memory_order_relaxed)) {
         const int64_t left = call->end - atomic_load_explicit(&call->next, memory_order_relaxed);
         int64_t count = left / (8 * call->threads);
@@ -192,7 +184,7 @@ static void take_blocks(Call *call, int worker) {
         if (block >= call->end) {
             return;
         }
-        if (stop_asked || passed(call->deadline)) {
+        if (passed(call->deadline)) {
             atomic_store_explicit(&call->stop, 1, memory_order_relaxed);
         }
     }
@@ -404,13 +396,10 @@ int64_t fx_parallel(FxTask task, void *context, int64_t first, int64_t end, int 
     if (first >= end) {
         return first;
     }
-    const int outer_stop = stop_asked;                   /* a task may itself call fx_parallel */
     const uint64_t float_state = fx_float_state_enter(); /* helpers are started in this state, and keep it */
     const int64_t deadline = deadline_in(seconds);
-    stop_asked = 0;
     const int64_t next = threads > 1 && end - first > 1 ? run_pooled(task, context, first, end, threads, deadline)
                                                         : run_alone(task, context, first, end, deadline);
-    stop_asked = outer_stop;
     fx_float_state_leave(float_state);
     return next;
 }
