@@ -171,6 +171,16 @@ def code_by_file(module):
     return found, names
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs linux")
+def test_no_thread_local_data():
+    """Its memory would be asked for at the first use in each thread; without any the C library ends the process."""
+    if importlib.util.find_spec("fastxent._native") is None or shutil.which("readelf") is None:
+        pytest.skip("needs gcc and readelf")
+    command = ["readelf", "-lW", importlib.util.find_spec("fastxent._native").origin]
+    headers = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "LOAD" in headers and "TLS" not in headers
+
+
 @pytest.mark.skipif(not (isolated.X86_64 and sys.platform == "linux"), reason="needs x86-64 linux")
 def test_each_instruction_set_stays_in_its_files():
     """No function of the baseline, nor what calls it, has a register that an old processor lacks."""
