@@ -22,11 +22,11 @@ case $kind in
         pieces=(
             [faults]="tests/test_index_fuzz.py tests/test_edges.py -k not(numba-or-32_elements)"
             [arguments]="tests/test_arguments.py tests/test_intake.py tests/test_articles.py tests/test_runtime.py -k not(torch-or-jax)"
-            [activations]="tests/test_parity_activations.py -k not-numba"
+            [activations]="tests/test_parity_activations.py -k (float16-or-float32)-and-not-(numba-or-avx2-or-upstream)"
             [elements]="tests/test_elementwise.py tests/test_divergence.py -k not-numba"
             [scoring]="tests/test_statistics.py tests/test_evaluation.py -k not-numba"
             [linear]="tests/test_linear.py -k not(numba-or-memory)"
-            [random]="tests/test_parity.py -k random_products-and-not-numba"
+            [random]="tests/test_parity.py -k of_random_products-and-(avx512-or-baseline)"
             [parity]="tests/test_parity.py -k (layout_cases-or-special_rows)-and-not(numba-or-baseline)"
             [threads]="tests/test_threads.py -k not(stress-or-refused)"
             [forks]="tests/test_process.py -k fork-or-exit-or-float_state"
