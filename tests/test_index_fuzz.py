@@ -99,7 +99,8 @@ def test_every_bad_index_is_found(name, engine):
         for n_classes, axis in SHAPES:
             logits = logits_of(n_classes, axis)
             for dtype in cases.INTEGERS.values():
-                for value in values_of(dtype, n_classes):
+                some = slice(None) if engine[0] == "native" else slice(int(random.integers(3)), None, 3)
+                for value in values_of(dtype, n_classes)[some]:
                     targets, place = bad_targets(random, dtype, n_classes, value)
                     check_found(name, logits, targets, axis, place, value, random)
 
@@ -127,8 +128,9 @@ def check_found(name, logits, targets, axis, place, value, random):
     call(logits, targets, **options | {"ignore_index": value})
 
 
-@on_every_engine
-@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [(e, d) for e in cases.engines() for d in cases.FLOATS if e[0] == "native" or d == "float32"]
+)
 @pytest.mark.parametrize(("n_classes", "axis"), SHAPES)
 def test_indices_that_another_thread_changes(n_classes, axis, dtype, engine):
     """They were right when they were checked. The call gives some answer or an IndexError; it stays in its memory."""
