@@ -148,7 +148,7 @@ def work(count):
         fastxent.softmax(small)
     for _ in range(count // 1000):
         fail()
-    for _ in range(count // 2000):
+    for _ in range(count // 1000):
         for call in calls.values():
             call()
 def blocks():
@@ -163,7 +163,7 @@ for _ in range(4):  # the interpreter fills caches of its own for a while; what 
     before = blocks(), resident()
     work(30_000 * many)
     grown.append((blocks() - before[0], resident() - before[1]))
-assert min(blocks for blocks, _ in grown) < 14, grown
+assert min(blocks for blocks, _ in grown) < 28, grown  # of each kind there were 30 calls and more
 assert min(size for _, size in grown) < 1 << 19, grown
 """)
 
