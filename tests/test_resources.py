@@ -165,7 +165,7 @@ for _ in range(4):  # the interpreter fills caches of its own for a while; what 
     grown.append((blocks() - before[0], resident() - before[1]))
 assert min(blocks for blocks, _ in grown) < 28, grown  # of each kind there were 30 calls and more
 assert min(size for _, size in grown) < 1 << 19, grown
-""")
+""", timeout=600)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs posix")
