@@ -33,7 +33,7 @@ def lines_of(*modules):
 
 
 def counted_model(lines):
-    """log p of a character after another, smoothed: (character, next character)."""
+    """Log p of a character after another, smoothed: (character, next character)."""
     counts = np.full((CHARACTERS, CHARACTERS), 0.05)
     for line in lines:
         np.add.at(counts, (line[:-1], line[1:]), 1)

@@ -1,8 +1,8 @@
 """A Zarr store of logits, chunked along lines, time and classes, scored by Dask: no chunk is changed, none read twice.
 
-A model of characters, counted in one part of Python's own library, writes its predictions for another part into a store,
-as a model that runs on several devices would: each has a range of the vocabulary. `fastxent.dask` sums the ranges up
-apart and merges them; `shift=1` compares a prediction with the next character, across the chunks of time too.
+A model of characters, counted in one part of Python's own library, writes its predictions for another part into a
+store, as a model that runs on several devices would: each has a range of the vocabulary. `fastxent.dask` sums the
+ranges up apart and merges them; `shift=1` compares a prediction with the next character, across chunks of time too.
 
     python score_store.py [--plot losses.png]
 """
@@ -37,7 +37,7 @@ def padded_lines(*modules):
 
 
 def counted_model(tokens, lengths):
-    """log p of a character after the two before it: (before, character, next character)."""
+    """Log p of a character after the two before it: (before, character, next character)."""
     counts = np.full((CHARACTERS,) * 3, 0.01, np.float32)
     inside = np.arange(2, LONGEST) < lengths[:, None]
     np.add.at(counts, (tokens[:, :-2][inside], tokens[:, 1:-1][inside], tokens[:, 2:][inside]), 1)
@@ -61,7 +61,8 @@ def main(arguments=None):
             lines = slice(first, first + CHUNKS[0])
             store[lines] = model[before[lines], tokens[lines]]
         logits = da.from_zarr(Path(folder, "logits.zarr"))
-        print(f"logits {logits.shape} in {logits.npartitions} chunks of {logits.chunksize}, {logits.nbytes / 1e6:.0f} MB")
+        megabytes = logits.nbytes / 1e6
+        print(f"logits {logits.shape} in {logits.npartitions} chunks of {logits.chunksize}, {megabytes:.0f} MB")
 
         keywords = {"lengths": lengths, "shift": 1}
         mean = fastxent.dask.cross_entropy(logits, tokens, **keywords)

@@ -121,9 +121,10 @@ def _member(block: Any, number: int) -> Any:
 
 def tree(ranges: Any, axis: int, fold: Callable[[Array, Array], Array], split_every: Any) -> Any:
     """Merge along the class axis, `split_every` blocks at a time; the result lacks that axis."""
+    meta = np.empty((0,) * (ranges.ndim - 1), ranges.dtype)
     return da.reduction(
         ranges, chunk=_same, combine=partial(_folded, fold, True), aggregate=partial(_folded, fold, False), axis=axis,
-        dtype=ranges.dtype, split_every=split_every, concatenate=True, meta=np.empty((0,) * (ranges.ndim - 1), ranges.dtype),
+        dtype=ranges.dtype, split_every=split_every, concatenate=True, meta=meta,
     )
 
 

@@ -1,10 +1,11 @@
 r"""Gradients, softmax and log-softmax of a range of classes, once the sums over all classes are known; in NumPy.
 
-With p of all classes and p_R within the range, p = P p_R, where P = exp(lse_R - lse). `cross_entropy_grad` of the range
-with a class j for target, and `upstream` f, is f (p_R - [c = j]) dz/dx, rounded once: so f = u A P makes u A p dz/dx of
-every class but j, with A = W + 2 z_loss lse. Two columns are then set in float64, u (A p - c) dz/dx: that of the target,
-and that of the largest logit, where A - c cancels and the form is ((A - c) - c s) / (1 + s). Only coefficients of all
-classes (label smoothing, class probabilities) need a pass more, in blocks of rows that stay in cache.
+With p of all classes and p_R within the range, p = P p_R, where P = exp(lse_R - lse). `cross_entropy_grad` of the
+range with a class j for target, and `upstream` f, is f (p_R - [c = j]) dz/dx, rounded once: so f = u A P makes
+u A p dz/dx of every class but j, with A = W + 2 z_loss lse. Two columns are then set in float64, u (A p - c) dz/dx:
+that of the target, and that of the largest logit, where A - c cancels and the form is ((A - c) - c s) / (1 + s). Only
+coefficients of all classes (label smoothing, class probabilities) need a pass more, in blocks of rows that stay in
+cache.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def range_gradient(
     with np.errstate(all="ignore"):
         extra = 2 * options.z_loss * log_sum(merged) if options.z_loss else np.zeros(valid.shape)
     out = np.empty_like(x, stored)
+    if not out.size:
+        return out
     indexed = records if q is None else None
     side = _Range(x, out, indexed, bounds, own, merged, valid, unit, mass, extra, options)
     if q is None and not options.label_smoothing:
@@ -85,6 +88,8 @@ def range_softmax(
     x, merged = np.asarray(x), np.asarray(merged)
     own = np.asarray(own).squeeze(options.axis)
     out = np.empty_like(x, stored)
+    if not out.size:
+        return out
     one, zero = np.ones(merged.shape[:-1]), np.zeros(merged.shape[:-1])
     side = _Range(x, out, None, bounds, own, merged, one > 0, one, one, zero, options)
     side.spread(...)

@@ -63,7 +63,7 @@ class Arguments:
     def _judge_options(self, layout: Layout, options: dict[str, Any]) -> None:
         """By a call of one element that is not valid: no option can then raise for what the arrays hold."""
         ones = (1,) * layout.logits.ndim
-        small = {}
+        small: dict[str, Any] = {}
         for name in ("class_weight", "sample_weight", "mask", "lengths", "upstream"):
             array = getattr(self, name)
             if array is not None:
@@ -97,8 +97,8 @@ def _targets(targets: Any, layout: Layout) -> Any:
                       layout.logits.chunks)
     if targets.shape == layout.logits.shape != layout.shape:
         raise ValueError(
-            f"targets are integers of the logits' shape {targets.shape}; class indices have the shape without the class "
-            f"axis, {layout.shape}, and class probabilities are floats (fastxent.one_hot makes them)"
+            f"targets are integers of the logits' shape {targets.shape}; class indices have the shape without the "
+            f"class axis, {layout.shape}, and class probabilities are floats (fastxent.one_hot makes them)"
         )
     return judged(targets, "targets", layout.shape, "the logits' shape without the class axis", layout.chunks)
 

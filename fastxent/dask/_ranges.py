@@ -51,7 +51,7 @@ def range_of(x: Array, records: Array, bounds: Array, q: Any, class_weight: Any,
     start = int(bounds[0, 0])
     index = records["index"] if q is None else np.broadcast_to(np.int64(start), valid.shape)
     axis, smooth = options.axis, options.label_smoothing
-    base = partials(x, index, class_offset=start, axis=axis, mask=valid, ignore_index=None, **options.scores, num_threads=1)
+    base = _base(x, index, valid, start, options)
     if q is None and not smooth:
         return np.expand_dims(base, axis)
     result = np.zeros((*valid.shape, COEFFICIENTS))
@@ -61,7 +61,7 @@ def range_of(x: Array, records: Array, bounds: Array, q: Any, class_weight: Any,
     share = smooth * part if q is None else (1 - smooth) + smooth * part
     if share:
         counted = valid & np.isfinite(base[..., _MAX])
-        losses = cross_entropy(
+        losses = 0.0 if not counted.any() else cross_entropy(
             x, np.broadcast_to(np.int64(0), valid.shape) if q is None else q, axis=axis, class_weight=class_weight,
             mask=counted, ignore_index=None, label_smoothing=1.0 if q is None else smooth * part / share,
             **options.scores, reduction="none", num_threads=1,
@@ -69,6 +69,17 @@ def range_of(x: Array, records: Array, bounds: Array, q: Any, class_weight: Any,
         result[..., BASE] = share * np.asarray(losses, np.float64)
     result[..., BASE + 1] = np.where(valid, _mass(x.shape[axis], q, class_weight, options), 0)
     return np.expand_dims(result, axis)
+
+
+def _base(x: Array, index: Array, valid: Array, start: int, options: Options) -> Array:
+    """`fastxent.partials`; of a range without classes what is neutral."""
+    if x.shape[options.axis]:
+        return partials(
+            x, index, class_offset=start, axis=options.axis, mask=valid, ignore_index=None, **options.scores,
+            num_threads=1,
+        )
+    neutral, invalid = (-np.inf, 0.0, -np.inf, start, 0.0), (0.0, 0.0, 0.0, -1.0, 1.0)
+    return np.where(valid[..., None], neutral, invalid)
 
 
 def _mass(classes: int, q: Any, class_weight: Any, options: Options) -> Any:
@@ -87,20 +98,23 @@ def _mass(classes: int, q: Any, class_weight: Any, options: Options) -> Any:
 def statistics_of_range(x: Array, records: Array, bounds: Array, *, options: Options) -> Array:
     """The numbers of a range for statistics: with the entropy within the range."""
     x, records = np.asarray(x), np.asarray(records)
-    valid, start, axis = records["weight"] != 0, int(bounds[0, 0]), options.axis
-    common = {"axis": axis, "ignore_index": None, **options.scores, "num_threads": 1}
+    valid = records["weight"] != 0
     result = np.zeros((*valid.shape, ENTROPY))
-    result[..., :BASE] = partials(x, records["index"], class_offset=start, mask=valid, **common)
+    result[..., :BASE] = _base(x, records["index"], valid, int(bounds[0, 0]), options)
     counted = valid & np.isfinite(result[..., _MAX])
-    result[..., BASE] = token_statistics(x, np.broadcast_to(np.int64(0), valid.shape), mask=counted, **common).entropy
-    return np.expand_dims(result, axis)
+    if counted.any():
+        result[..., BASE] = token_statistics(
+            x, np.broadcast_to(np.int64(0), valid.shape), axis=options.axis, mask=counted, ignore_index=None,
+            **options.scores, num_threads=1,
+        ).entropy
+    return np.expand_dims(result, options.axis)
 
 
-def sums_of_range(x: Array, bounds: Array, *, axis: int) -> Array:
+def sums_of_range(x: Array, bounds: Array, *, options: Options) -> Array:
     """The numbers of a range where there is no target."""
-    x, start = np.asarray(x), int(bounds[0, 0])
-    targets = np.broadcast_to(np.int64(start), x.shape[:axis] + x.shape[axis + 1 :])
-    return np.expand_dims(partials(x, targets, class_offset=start, axis=axis, num_threads=1), axis)
+    x, start, axis = np.asarray(x), int(bounds[0, 0]), options.axis
+    valid = np.ones(x.shape[:axis] + x.shape[axis + 1 :], bool)
+    return np.expand_dims(_base(x, np.broadcast_to(np.int64(start), valid.shape), valid, start, options), axis)
 
 
 def log_sum(p: Array) -> Array:
@@ -192,6 +206,8 @@ def rank_in_range(x: Array, records: Array, bounds: Array, chosen: Array, *, axi
     if here.any():
         count = token_statistics(x, local, mask=here, ignore_index=None, num_threads=1).rank
     elsewhere = np.nonzero((records["weight"] != 0) & ~here)
+    if not x.shape[-1]:
+        return np.expand_dims(count, axis)
     step = max(1, _ROWS_BYTES // ((x.shape[-1] + 2) * x.itemsize))
     rows = np.empty((step, x.shape[-1] + 2), x.dtype)
     for first in range(0, elsewhere[0].size if elsewhere else 0, step):

@@ -56,10 +56,9 @@ def softmax(x: Any, *, axis: int = -1, split_every: int | None = None) -> Any:
         )
         return first(found, several)
     ranges, merged = _sums(layout, split_every)
-    options = Options(layout.axis, layout.classes, 0.0, 0.0, 1.0, None)
     found = layout.mapped(
         range_softmax, every, layout.logits, every, *layout.starts(layout.axis), ranges, (*every, STATE), merged,
-        (*layout.positions, STATE), dtype=layout.stored, spread=True, options=options, stored=layout.stored,
+        (*layout.positions, STATE), dtype=layout.stored, spread=True, options=_plain(layout), stored=layout.stored,
     )
     return first(found, several)
 
@@ -163,6 +162,10 @@ def _sums(layout: Layout, split_every: Any) -> tuple[Any, Any]:
     """The sums of the ranges of classes, and of all."""
     ranges = layout.mapped(
         sums_of_range, (*layout.labels, STATE), layout.logits, layout.labels, *layout.starts(layout.axis),
-        dtype=np.float64, numbers=BASE, axis=layout.axis,
+        dtype=np.float64, numbers=BASE, options=_plain(layout),
     )
     return ranges, tree(ranges, layout.axis, merge_partials, split_every)
+
+
+def _plain(layout: Layout) -> Options:
+    return Options(layout.axis, layout.classes, 0.0, 0.0, 1.0, None)

@@ -52,7 +52,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : dask.array.Array
-        As for `fastxent.cross_entropy`, in any known chunks, which stay as they are. Anything else becomes a Dask array.
+        As for `fastxent.cross_entropy`, in any known chunks, which stay as they are. Anything else becomes a Dask
+        array.
     targets : dask.array.Array or array_like
         Class indices of the positions' shape: whatever their chunks, they come to the logits' chunks, and with `shift`
         across their borders. Or class probabilities in the logits' chunks.
@@ -71,7 +72,8 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        When computed, if the class index of a valid position is outside [0, C); the position is that in the whole array.
+        When computed, if the class index of a valid position is outside [0, C); the message has its position in the
+        whole array.
     TypeError, ValueError
         At once, as for `fastxent.cross_entropy`; if chunks have unknown sizes, or class probabilities other chunks than
         the logits. When computed, for a Dask array of `lengths` that are out of range.
@@ -135,9 +137,9 @@ def cross_entropy_and_grad(
     loss : dask.array.Array
         As from `cross_entropy`.
     grad : dask.array.Array
-        Of the shape, chunks and dtype of the logits (float64 for integers). Computed by itself, it computes no loss of
-        other chunks. Where the class axis is divided, a chunk is needed twice: once for the sums over all classes of its
-        positions, once they are known. In between Dask keeps it.
+        Of the shape, chunks and dtype of the logits (float64 for integers). Where the class axis is divided, a chunk
+        is needed twice: for the sums over all classes of its positions, and once these are known. In between Dask
+        keeps it.
 
     Raises
     ------
@@ -149,7 +151,8 @@ def cross_entropy_and_grad(
     >>> import dask.array as da
     >>> import numpy as np
     >>> import fastxent.dask
-    >>> loss, grad = fastxent.dask.cross_entropy_and_grad(da.from_array(np.log([[0.5, 0.25, 0.25]]), chunks=(1, 2)), [0])
+    >>> logits = da.from_array(np.log([[0.5, 0.25, 0.25]]), chunks=(1, 2))
+    >>> loss, grad = fastxent.dask.cross_entropy_and_grad(logits, [0])
     >>> grad.chunks, grad.compute().round(6)
     (((1,), (2, 1)), array([[-0.5 ,  0.25,  0.25]]))
     """
@@ -166,8 +169,8 @@ class _Call:
 
     def __init__(
         self, logits: Any, targets: Any, axis: Any, class_weight: Any, sample_weight: Any, mask: Any, lengths: Any,
-        ignore_index: Any, shift: Any, label_smoothing: Any, z_loss: Any, logit_scale: Any, softcap: Any, reduction: Any,
-        normalizer: Any, empty_value: Any, split_every: Any, upstream: Any,
+        ignore_index: Any, shift: Any, label_smoothing: Any, z_loss: Any, logit_scale: Any, softcap: Any,
+        reduction: Any, normalizer: Any, empty_value: Any, split_every: Any, upstream: Any,
     ) -> None:
         layout = layout_of(logits, axis, "logits")
         given = Arguments(
@@ -221,9 +224,9 @@ class _Call:
         ranges = self._ranges()
         merged = self._merged(ranges)
         grad = layout.mapped(
-            range_gradient, every, layout.logits, every, self.positions.records, at, *layout.starts(layout.axis), ranges,
-            (*every, STATE), merged, (*at, STATE), *share, *upstream, *self._coefficients(), dtype=layout.stored,
-            spread=True, options=self.options, stored=layout.stored, computed=layout.computed,
+            range_gradient, every, layout.logits, every, self.positions.records, at, *layout.starts(layout.axis),
+            ranges, (*every, STATE), merged, (*at, STATE), *share, *upstream, *self._coefficients(),
+            dtype=layout.stored, spread=True, options=self.options, stored=layout.stored, computed=layout.computed,
         )
         return self._finished(merged), grad
 

@@ -104,7 +104,8 @@ def token_statistics(
             numbers=ENTROPY, options=options,
         )
         logit = layout.mapped(
-            targets_logit, every, layout.logits, every, records, at, *starts, dtype=layout.logits.dtype, axis=layout.axis
+            targets_logit, every, layout.logits, every, records, at, *starts, dtype=layout.logits.dtype,
+            axis=layout.axis,
         )
         chosen = tree(logit, layout.axis, add, split_every)
         counts = layout.mapped(
