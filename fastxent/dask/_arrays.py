@@ -21,8 +21,9 @@ Chunks = tuple[tuple[int, ...], ...]
 Labels = tuple[Any, ...]
 
 STATE = 1000  # the label of the axis of the numbers of a range of classes, last; labels have an order
-_BOUND = 2000
-ALL_CLASSES = 3000  # of an axis of classes in one block
+ALL_CLASSES = 2000  # of an axis of classes in one block
+
+BOUNDS = np.dtype([("start", np.int64), ("end", np.int64)])
 
 
 class Layout(NamedTuple):
@@ -75,11 +76,20 @@ class Layout(NamedTuple):
             sizes[self.axis] = (1,) * self.logits.numblocks[self.axis]
         return mapped(function, labels, sizes, *pairs, dtype=dtype, numbers=numbers, **keywords)
 
-    def starts(self, axis: int) -> tuple[Any, Labels]:
+    def without_classes(self, array: Any, function: Callable[..., Any], **keywords: Any) -> Any:
+        """Mapped over an array that has a single class left: of the positions' shape.
+
+        Dask does not join a step that reads logits with the step that made them, if it lacks one of their axes. So such
+        a step keeps the class axis, and this one takes it away.
+        """
+        return self.mapped(function, self.positions, array, self.labels, dtype=array.dtype, axis=self.axis, **keywords)
+
+    def bounds(self, axis: int) -> tuple[Any, Labels]:
         """Where each block of an axis starts and ends, as an argument of `mapped`."""
         ends = np.cumsum(self.logits.chunks[axis])
-        bounds = np.stack([ends - self.logits.chunks[axis], ends], axis=-1)
-        return da.from_array(bounds, chunks=(1, 2)), (axis, _BOUND + axis)
+        bounds = np.zeros(len(ends), BOUNDS)
+        bounds["start"], bounds["end"] = ends - self.logits.chunks[axis], ends
+        return da.from_array(bounds, chunks=1), (axis,)
 
 
 def mapped(

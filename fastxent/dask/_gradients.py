@@ -147,7 +147,7 @@ class _Range:
         self.records, self.merged, self.valid, self.unit = records, merged, valid, unit  # records: of class indices
         self.mass, self.extra = mass, extra
         self.defined = np.isfinite(merged[..., _MAX])
-        argmax = merged[..., _ARGMAX].astype(np.int64) - int(bounds[0, 0])
+        argmax = merged[..., _ARGMAX].astype(np.int64) - int(bounds["start"][0])
         self.has_top = self.defined & (argmax >= 0) & (argmax < self.x.shape[-1])
         self.column = np.where(self.has_top, argmax, 0)
         if records is not None:

@@ -44,7 +44,7 @@ def described(
     else:
         pairs += rechunked(class_weight, ((layout.classes,),)), (ALL_CLASSES,)
     for axis in at:
-        pairs += layout.starts(axis)
+        pairs += layout.bounds(axis)
     records = layout.mapped(
         _records, at, *pairs, dtype=RECORD, classes=layout.classes, ignore_index=ignore_index, shift=shift,
         times=shape[-1] if len(shape) > 1 else None,
@@ -92,7 +92,7 @@ def _records(
     ignore_index: int | None, shift: int, times: int | None,
 ) -> NDArray[Any]:
     """The records of one block, which is at `bounds` of the positions."""
-    starts, shape = [int(b[0, 0]) for b in bounds], tuple(int(b[0, 1] - b[0, 0]) for b in bounds)
+    starts, shape = [int(b["start"][0]) for b in bounds], tuple(int(b["end"][0] - b["start"][0]) for b in bounds)
     valid = np.ones(shape, bool)
     if mask is not None:
         valid &= np.asarray(mask) != 0

@@ -23,7 +23,7 @@ from ._arrays import Array
 
 BASE = 5  # numbers of `fastxent.partials`
 COEFFICIENTS = BASE + 2  # and E, W
-ENTROPY = BASE + 1  # and H
+ENTROPY = BASE + 2  # and H, and the largest logit as it was given
 _MAX, _REST, _, _ARGMAX, _ = range(BASE)
 _ROWS_BYTES = 2**21  # of a block of rows that is looked at several times: it stays in cache
 
@@ -48,7 +48,7 @@ def range_of(x: Array, records: Array, bounds: Array, q: Any, class_weight: Any,
     """The numbers of a range for a loss, the class axis with one element in place, the numbers last."""
     x, records = np.asarray(x), np.asarray(records)
     valid = records["weight"] != 0
-    start = int(bounds[0, 0])
+    start = int(bounds["start"][0])
     index = records["index"] if q is None else np.broadcast_to(np.int64(start), valid.shape)
     axis, smooth = options.axis, options.label_smoothing
     base = _base(x, index, valid, start, options)
@@ -100,19 +100,24 @@ def statistics_of_range(x: Array, records: Array, bounds: Array, *, options: Opt
     x, records = np.asarray(x), np.asarray(records)
     valid = records["weight"] != 0
     result = np.zeros((*valid.shape, ENTROPY))
-    result[..., :BASE] = _base(x, records["index"], valid, int(bounds[0, 0]), options)
+    result[..., :BASE] = _base(x, records["index"], valid, int(bounds["start"][0]), options)
     counted = valid & np.isfinite(result[..., _MAX])
     if counted.any():
         result[..., BASE] = token_statistics(
             x, np.broadcast_to(np.int64(0), valid.shape), axis=options.axis, mask=counted, ignore_index=None,
             **options.scores, num_threads=1,
         ).entropy
+        argmax = np.where(counted, result[..., _ARGMAX].astype(np.int64) - int(bounds["start"][0]), 0)
+        result[..., BASE + 1] = np.take_along_axis(x, np.expand_dims(argmax, options.axis), options.axis).squeeze(
+            options.axis
+        )
+    result[..., BASE + 1] = np.where(counted, result[..., BASE + 1], result[..., _MAX])
     return np.expand_dims(result, options.axis)
 
 
 def sums_of_range(x: Array, bounds: Array, *, options: Options) -> Array:
     """The numbers of a range where there is no target."""
-    x, start, axis = np.asarray(x), int(bounds[0, 0]), options.axis
+    x, start, axis = np.asarray(x), int(bounds["start"][0]), options.axis
     valid = np.ones(x.shape[:axis] + x.shape[axis + 1 :], bool)
     return np.expand_dims(_base(x, np.broadcast_to(np.int64(start), valid.shape), valid, start, options), axis)
 
@@ -135,12 +140,16 @@ def merge_coefficients(a: Array, b: Array) -> Array:
 
 
 def merge_entropy(a: Array, b: Array) -> Array:
-    """Two ranges of `ENTROPY` numbers together."""
+    """Two ranges of `ENTROPY` numbers together. A soft cap makes large logits equal: as given they tell the argmax."""
     result = np.empty_like(a)
     result[..., :BASE] = merge_partials(a[..., :BASE], b[..., :BASE])
     with np.errstate(all="ignore"):
         terms = (_times(np.exp(-d), p[..., BASE] + d) for p, d in zip((a, b), _gaps(a, b), strict=True))
         result[..., BASE] = sum(terms)
+    (top_a, first_a), (top_b, first_b) = ((p[..., BASE + 1], p[..., _ARGMAX]) for p in (a, b))
+    result[..., BASE + 1] = np.maximum(top_a, top_b)
+    first = np.where((top_a > top_b) | ((top_a == top_b) & (first_a < first_b)), first_a, first_b)
+    result[..., _ARGMAX] = np.where(result[..., _ARGMAX] >= 0, first, -1)
     return result
 
 
@@ -214,7 +223,7 @@ def rank_in_range(x: Array, records: Array, bounds: Array, chosen: Array, *, axi
         at = tuple(i[first : first + step] for i in elsewhere)
         some = rows[: at[0].size]
         some[:, 1:-1], some[:, 0], some[:, -1] = x[at], chosen[at], chosen[at]
-        later = records["index"][at] >= bounds[0, 1]
+        later = records["index"][at] >= bounds["end"][0]
         rank = token_statistics(some, np.where(later, x.shape[-1] + 1, 0), ignore_index=None, num_threads=1).rank
         count[at] = rank - later  # the copy at the start is no class
     return np.expand_dims(np.where(count < 0, 0, count), axis)
@@ -222,7 +231,7 @@ def rank_in_range(x: Array, records: Array, bounds: Array, chosen: Array, *, axi
 
 def _local(records: Array, bounds: Array) -> tuple[Array, Array]:
     """Where a valid target's class is in this range, and which of the range's classes it is; 0 elsewhere."""
-    start, end = (int(b) for b in bounds[0])
+    start, end = int(bounds["start"][0]), int(bounds["end"][0])
     here = (records["weight"] != 0) & (records["index"] >= start) & (records["index"] < end)
     return here, np.where(here, records["index"] - start, 0)
 

@@ -57,7 +57,7 @@ def softmax(x: Any, *, axis: int = -1, split_every: int | None = None) -> Any:
         return first(found, several)
     ranges, merged = _sums(layout, split_every)
     found = layout.mapped(
-        range_softmax, every, layout.logits, every, *layout.starts(layout.axis), ranges, (*every, STATE), merged,
+        range_softmax, every, layout.logits, every, *layout.bounds(layout.axis), ranges, (*every, STATE), merged,
         (*layout.positions, STATE), dtype=layout.stored, spread=True, options=_plain(layout), stored=layout.stored,
     )
     return first(found, several)
@@ -138,13 +138,12 @@ def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False, split_every: in
     """
     layout, several = _opened(x, axis)
     at, every = layout.positions, layout.labels
-    labels = every if keepdims else at
     if layout.whole:
         found = layout.mapped(
-            _logsumexp, labels, layout.logits, every, dtype=layout.computed, axis=layout.axis, keepdims=keepdims,
+            _logsumexp, every, layout.logits, every, dtype=layout.computed, axis=layout.axis, keepdims=True,
             num_threads=1,
         )
-        return first(found, several)
+        return first(found if keepdims else layout.without_classes(found, np.squeeze), several)
     _, merged = _sums(layout, split_every)
     found = layout.mapped(
         finished_logsumexp, at, merged, (*at, STATE), dtype=layout.computed, computed=layout.computed
@@ -161,7 +160,7 @@ def _opened(x: Any, axis: int) -> tuple[Layout, bool]:
 def _sums(layout: Layout, split_every: Any) -> tuple[Any, Any]:
     """The sums of the ranges of classes, and of all."""
     ranges = layout.mapped(
-        sums_of_range, (*layout.labels, STATE), layout.logits, layout.labels, *layout.starts(layout.axis),
+        sums_of_range, (*layout.labels, STATE), layout.logits, layout.labels, *layout.bounds(layout.axis),
         dtype=np.float64, numbers=BASE, options=_plain(layout),
     )
     return ranges, tree(ranges, layout.axis, merge_partials, split_every)

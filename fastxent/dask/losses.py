@@ -224,7 +224,7 @@ class _Call:
         ranges = self._ranges()
         merged = self._merged(ranges)
         grad = layout.mapped(
-            range_gradient, every, layout.logits, every, self.positions.records, at, *layout.starts(layout.axis),
+            range_gradient, every, layout.logits, every, self.positions.records, at, *layout.bounds(layout.axis),
             ranges, (*every, STATE), merged, (*at, STATE), *share, *upstream, *self._coefficients(),
             dtype=layout.stored, spread=True, options=self.options, stored=layout.stored, computed=layout.computed,
         )
@@ -237,17 +237,18 @@ class _Call:
 
     def _whole_losses(self) -> Any:
         layout, at = self.layout, self.layout.positions
-        return layout.mapped(
-            _losses_of_block, at, layout.logits, layout.labels, self.positions.records, at, *self._coefficients(),
-            dtype=layout.computed, options=self.options,
+        losses = layout.mapped(
+            _losses_of_block, layout.labels, layout.logits, layout.labels, self.positions.records, at,
+            *self._coefficients(), dtype=layout.computed, options=self.options,
         )
+        return layout.without_classes(losses, np.squeeze)
 
     def _ranges(self) -> Any:
         layout, at = self.layout, self.layout.positions
         plain = self.positions.probabilities is None and not self.options.label_smoothing
         return layout.mapped(
             range_of, (*layout.labels, STATE), layout.logits, layout.labels, self.positions.records, at,
-            *layout.starts(layout.axis), *self._coefficients(), dtype=np.float64, options=self.options,
+            *layout.bounds(layout.axis), *self._coefficients(), dtype=np.float64, options=self.options,
             numbers=BASE if plain else COEFFICIENTS,
         )
 
@@ -264,10 +265,11 @@ class _Call:
 
 
 def _losses_of_block(x: Array, records: Array, q: Any, class_weight: Any, *, options: Options) -> Any:
-    """The losses of a block that has all classes."""
+    """The losses of a block that has all classes, with one in place of them."""
     records = np.asarray(records)
-    return _cross_entropy(
+    losses = _cross_entropy(
         x, records["index"] if q is None else q, axis=options.axis, class_weight=class_weight,
         sample_weight=records["weight"], ignore_index=None, label_smoothing=options.label_smoothing,
         z_loss=options.z_loss, **options.scores, reduction="none", num_threads=1,
     )
+    return np.expand_dims(losses, options.axis)

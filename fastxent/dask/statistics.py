@@ -95,29 +95,29 @@ def token_statistics(
     at, every = layout.positions, layout.labels
     if layout.whole:
         blocks = layout.mapped(
-            _statistics_of_block, at, layout.logits, every, records, at, dtype=layout.computed, options=options
-        )
+            _statistics_of_block, every, layout.logits, every, records, at, dtype=layout.computed, options=options
+        ), every
     else:
-        starts = layout.starts(layout.axis)
+        bounds = layout.bounds(layout.axis)
         ranges = layout.mapped(
-            statistics_of_range, (*every, STATE), layout.logits, every, records, at, *starts, dtype=np.float64,
+            statistics_of_range, (*every, STATE), layout.logits, every, records, at, *bounds, dtype=np.float64,
             numbers=ENTROPY, options=options,
         )
         logit = layout.mapped(
-            targets_logit, every, layout.logits, every, records, at, *starts, dtype=layout.logits.dtype,
+            targets_logit, every, layout.logits, every, records, at, *bounds, dtype=layout.logits.dtype,
             axis=layout.axis,
         )
         chosen = tree(logit, layout.axis, add, split_every)
         counts = layout.mapped(
-            rank_in_range, every, layout.logits, every, records, at, *starts, chosen, at, dtype=np.int64,
+            rank_in_range, every, layout.logits, every, records, at, *bounds, chosen, at, dtype=np.int64,
             axis=layout.axis,
         )
         blocks = layout.mapped(
             statistics_of, at, tree(ranges, layout.axis, merge_entropy, split_every), (*at, STATE), records, at,
             tree(counts, layout.axis, add, split_every), at, dtype=layout.computed, computed=layout.computed,
-        )
+        ), at
     kinds = (layout.computed, layout.computed, np.dtype(np.int64), np.dtype(np.int64), layout.computed)
-    parts = (part_of((blocks, at), number, at, layout, kind) for number, kind in enumerate(kinds))
+    parts = (part_of(blocks, number, at, layout, kind) for number, kind in enumerate(kinds))
     return TokenStatistics(*(first(part, several) for part in parts))
 
 
