@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
+from dask.layers import ArraySliceDep
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Chunks = tuple[tuple[int, ...], ...]
 Labels = tuple[Any, ...]
 
-STATE = 1000  # the label of the axis of the numbers of a range of classes, last; labels have an order
-ALL_CLASSES = 2000  # of an axis of classes in one block
-
-BOUNDS = np.dtype([("start", np.int64), ("end", np.int64)])
+# Labels of axes that logits lack; all labels have an order.
+STATE = 1000  # the numbers of a range of classes, last
+TERMS = 1001  # what a position adds to a sum and to its divisor, last
 
 
 class Layout(NamedTuple):
@@ -65,49 +65,53 @@ class Layout(NamedTuple):
         return tuple(self.logits.chunks[i] for i in self.positions)
 
     def mapped(self, function: Callable[..., Any], labels: Labels, *pairs: Any, dtype: Any, **keywords: Any) -> Any:
-        """`function` over blocks: `pairs` are arrays and their labels, or None and None; `labels` those of the result.
+        """`function` over blocks: `pairs` are arrays and their labels, or others and None; `labels` the result's.
 
         In the result the class axis has a block of one element for each range of classes, unless it has the dtype and
-        the meaning of logits: ``spread=True``. An axis `STATE` has as many numbers as ``numbers`` says.
+        the meaning of logits: ``spread=True``. An axis `STATE` or `TERMS` has as many numbers as ``numbers`` says.
+        ``describe=(function, n)``: the first n blocks are what the records are made of, which then are the second
+        argument.
         """
         spread, numbers = keywords.pop("spread", False), keywords.pop("numbers", None)
-        sizes: dict[Any, Any] = {i: self.logits.chunks[i] for i in labels if i != STATE}
+        sizes: dict[Any, Any] = {i: self.logits.chunks[i] for i in labels if i in self.labels}
         if self.axis in sizes and not spread:
             sizes[self.axis] = (1,) * self.logits.numblocks[self.axis]
         return mapped(function, labels, sizes, *pairs, dtype=dtype, numbers=numbers, **keywords)
 
-    def without_classes(self, array: Any, function: Callable[..., Any], **keywords: Any) -> Any:
-        """Mapped over an array that has a single class left: of the positions' shape.
+    def without_classes(self, array: Any) -> Any:
+        """Of an array that has a single class left: without it.
 
         Dask does not join a step that reads logits with the step that made them, if it lacks one of their axes. So such
         a step keeps the class axis, and this one takes it away.
         """
-        return self.mapped(function, self.positions, array, self.labels, dtype=array.dtype, axis=self.axis, **keywords)
+        return self.mapped(np.squeeze, self.positions, array, self.labels, dtype=array.dtype, axis=self.axis)
 
-    def bounds(self, axis: int) -> tuple[Any, Labels]:
-        """Where each block of an axis starts and ends, as an argument of `mapped`."""
-        ends = np.cumsum(self.logits.chunks[axis])
-        bounds = np.zeros(len(ends), BOUNDS)
-        bounds["start"], bounds["end"] = ends - self.logits.chunks[axis], ends
-        return da.from_array(bounds, chunks=1), (axis,)
+    def bounds(self, *axes: int) -> tuple[Any, Labels]:
+        """The place of each block along these axes, as an argument of `mapped`: a tuple of slices."""
+        return ArraySliceDep(tuple(self.logits.chunks[axis] for axis in axes)), axes
 
 
 def mapped(
     function: Callable[..., Any], labels: Labels, sizes: Mapping[Any, Any], *pairs: Any, dtype: Any,
-    numbers: int | None = None, **keywords: Any,
+    numbers: int | None = None, describe: tuple[Any, int] = (None, 0), **keywords: Any,
 ) -> Any:
     """`dask.array.blockwise` of blocks that fit, with the chunks and the dtype of the result."""
     known = set(chain.from_iterable(at or () for at in pairs[1::2]))
     return da.blockwise(
-        partial(_on_blocks, function), labels, *pairs, dtype=dtype, meta=np.empty((0,) * len(labels), dtype),
-        align_arrays=False, adjust_chunks={i: c for i, c in sizes.items() if i in known},
-        new_axes={STATE: numbers} if numbers else {}, token=function.__name__.strip("_"), **keywords,
+        partial(_on_blocks, function, *describe), labels, *pairs, dtype=dtype,
+        meta=np.empty((0,) * len(labels), dtype), align_arrays=False,
+        adjust_chunks={i: c for i, c in sizes.items() if i in known},
+        new_axes={labels[-1]: numbers} if numbers else {}, token=function.__name__.strip("_"), **keywords,
     )
 
 
-def _on_blocks(function: Callable[..., Any], *blocks: Any, **keywords: Any) -> Any:
+def _on_blocks(function: Callable[..., Any], describe: Any, count: int, *blocks: Any, **keywords: Any) -> Any:
     """Axes that the result lacks come as lists of blocks: here always of one, which is not to be copied."""
-    return function(*(_only(block) for block in blocks), **keywords)
+    given = [_only(block) for block in blocks]
+    if describe is not None:
+        records = describe(*given[:count])
+        given = [*given[count : count + 1], records, *given[count + 1 :]]
+    return function(*given, **keywords)
 
 
 def _only(block: Any) -> Any:

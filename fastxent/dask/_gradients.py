@@ -47,7 +47,7 @@ def _clear(grad: Array, where: Array) -> None:
 
 
 def range_gradient(
-    x: Array, records: Array, bounds: Array, own: Array, merged: Array, share: Array, upstream: Any, q: Any,
+    x: Array, records: Array, place: tuple[slice], own: Array, merged: Array, share: Array, upstream: Any, q: Any,
     class_weight: Any, *, options: Options, stored: np.dtype[Any], computed: np.dtype[Any],
 ) -> Array:
     """The gradient of a range: `own` its numbers, `merged` those of all ranges."""
@@ -66,7 +66,7 @@ def range_gradient(
     if not out.size:
         return out
     indexed = records if q is None else None
-    side = _Range(x, out, indexed, bounds, own, merged, valid, unit, mass, extra, options)
+    side = _Range(x, out, indexed, place, own, merged, valid, unit, mass, extra, options)
     if q is None and not options.label_smoothing:
         side.spread(...)
         side.set_columns(..., side.out, None)
@@ -82,7 +82,7 @@ def range_gradient(
 
 
 def range_softmax(
-    x: Array, bounds: Array, own: Array, merged: Array, *, options: Options, stored: np.dtype[Any]
+    x: Array, place: tuple[slice], own: Array, merged: Array, *, options: Options, stored: np.dtype[Any]
 ) -> Array:
     """The softmax of a range."""
     x, merged = np.asarray(x), np.asarray(merged)
@@ -91,7 +91,7 @@ def range_softmax(
     if not out.size:
         return out
     one, zero = np.ones(merged.shape[:-1]), np.zeros(merged.shape[:-1])
-    side = _Range(x, out, None, bounds, own, merged, one > 0, one, one, zero, options)
+    side = _Range(x, out, None, place, own, merged, one > 0, one, one, zero, options)
     side.spread(...)
     side.set_columns(..., side.out, None)
     return out
@@ -139,19 +139,19 @@ class _Range:
     """A range of classes with the classes last, and what is known of each of its positions."""
 
     def __init__(
-        self, x: Array, out: Array, records: Any, bounds: Array, own: Array, merged: Array, valid: Array, unit: Array,
-        mass: Array, extra: Array, options: Options,
+        self, x: Array, out: Array, records: Any, place: tuple[slice], own: Array, merged: Array, valid: Array,
+        unit: Array, mass: Array, extra: Array, options: Options,
     ) -> None:
         self.options = options
         self.x, self.out = np.moveaxis(x, options.axis, -1), np.moveaxis(out, options.axis, -1)
         self.records, self.merged, self.valid, self.unit = records, merged, valid, unit  # records: of class indices
         self.mass, self.extra = mass, extra
         self.defined = np.isfinite(merged[..., _MAX])
-        argmax = merged[..., _ARGMAX].astype(np.int64) - int(bounds["start"][0])
+        argmax = merged[..., _ARGMAX].astype(np.int64) - place[0].start
         self.has_top = self.defined & (argmax >= 0) & (argmax < self.x.shape[-1])
         self.column = np.where(self.has_top, argmax, 0)
         if records is not None:
-            here, self.target = _local(records, bounds)
+            here, self.target = _local(records, place)
             self.here = here & valid
         with np.errstate(all="ignore"):
             below = (own[..., _MAX] - merged[..., _MAX]) + (np.log1p(own[..., _REST]) - np.log1p(merged[..., _REST]))

@@ -7,57 +7,64 @@ classes need to know of a target. Class indices are judged here, once, with thei
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arrays import ALL_CLASSES, Array, Layout, as_dask, is_lazy, rechunked
+from ._arrays import Array, Labels, Layout, as_dask, is_lazy, rechunked
 
 # The target's class; the sample weight, 0 where the position is not valid; the class weight of the target.
 RECORD = np.dtype([("index", np.int64), ("weight", np.float64), ("of_target", np.float64)])
 
 
-class Described(NamedTuple):
-    """The targets' side of a call."""
+class Positions:
+    """The targets' side of a call.
 
-    records: Any  # Dask array of RECORD, of the positions' shape and chunks
-    probabilities: Any  # Dask array in the logits' chunks, or None: the targets are class indices
-    class_weight: Any  # Dask array in the logits' chunks along the class axis, or None
+    Its records are made where they are wanted, again and again, within the tasks that want them: that takes less than
+    tasks of their own would, and than sending their 24 bytes a position.
+    """
+
+    def __init__(
+        self, layout: Layout, targets: Any, class_weight: Any, sample_weight: Any, mask: Any, lengths: Any,
+        ignore_index: int | None, shift: int,
+    ) -> None:
+        at, shape, chunks = layout.positions, layout.shape, layout.chunks
+        soft = targets.dtype.kind not in "iu"
+        ahead = min(int(shift), shape[-1])
+        pairs: list[Any] = [None, None] if soft else [_in_chunks(targets, ahead, chunks), at]
+        for array in mask, sample_weight:
+            pairs += (None, None) if array is None else _broadcast(array, layout, ahead)
+        pairs += (None, None) if lengths is None else (rechunked(lengths, chunks[:-1]), at[:-1])
+        whole = None if class_weight is None or soft else rechunked(class_weight, ((layout.classes,),))
+        self._pairs = [*pairs, whole, None, *layout.bounds(*at)]
+        self._spec = {
+            "classes": layout.classes, "ignore_index": ignore_index, "shift": ahead,
+            "times": shape[-1] if len(shape) > 1 else None,
+        }
+        self.layout = layout
+        # Class probabilities in the logits' chunks, or None: the targets are class indices.
+        self.probabilities = _probabilities(targets, layout, ahead, at[-1]) if soft else None
+        if class_weight is not None:
+            class_weight = rechunked(class_weight, (layout.logits.chunks[layout.axis],))
+        self.class_weight = class_weight  # in the logits' chunks
+
+    def mapped(self, function: Any, labels: Labels, *pairs: Any, dtype: Any, **keywords: Any) -> Any:
+        """`Layout.mapped` of a function whose second argument, or first if there is no other, are the records."""
+        return self.layout.mapped(
+            function, labels, *self._pairs, *pairs, dtype=dtype,
+            describe=(partial(_records, **self._spec), len(self._pairs) // 2), **keywords,
+        )
+
+    def coefficients(self) -> tuple[Any, ...]:
+        """Class probabilities and class weights, and their labels."""
+        q, weight, layout = self.probabilities, self.class_weight, self.layout
+        return (q, None if q is None else layout.labels, weight, None if weight is None else (layout.axis,))
 
 
-def described(
-    layout: Layout, targets: Any, class_weight: Any, sample_weight: Any, mask: Any, lengths: Any,
-    ignore_index: int | None, shift: int,
-) -> Described:
-    """Records of the positions; shapes and dtypes have been judged."""
-    at, shape, chunks = layout.positions, layout.shape, layout.chunks
-    soft = targets.dtype.kind not in "iu"
-    indices = (None, None) if soft else (_in_chunks(targets, shift, chunks), at)
-    pairs = [*indices]
-    for array in mask, sample_weight:
-        pairs += (None, None) if array is None else _broadcast(array, layout, shift)
-    pairs += (None, None) if lengths is None else (rechunked(lengths, chunks[:-1]), at[:-1])
-    if class_weight is None or soft:
-        pairs += None, None
-    else:
-        pairs += rechunked(class_weight, ((layout.classes,),)), (ALL_CLASSES,)
-    for axis in at:
-        pairs += layout.bounds(axis)
-    records = layout.mapped(
-        _records, at, *pairs, dtype=RECORD, classes=layout.classes, ignore_index=ignore_index, shift=shift,
-        times=shape[-1] if len(shape) > 1 else None,
-    )
-    if class_weight is not None:
-        class_weight = rechunked(class_weight, (layout.logits.chunks[layout.axis],))
-    if not soft:
-        return Described(records, None, class_weight)
-    time = at[-1] if at else None
-    return Described(records, _probabilities(targets, layout, shift, time), class_weight)
-
-
-def _probabilities(targets: Any, layout: Layout, shift: int, time: int | None) -> Any:
+def _probabilities(targets: Any, layout: Layout, shift: int, time: int) -> Any:
     """Class probabilities in the logits' chunks. They are as large as the logits, so only a shift may move them."""
     if targets.chunks != layout.logits.chunks:
         raise ValueError(
@@ -88,11 +95,11 @@ def _in_chunks(array: Any, shift: int, chunks: Any, time: int | None = None) -> 
 
 
 def _records(
-    targets: Any, mask: Any, weight: Any, lengths: Any, class_weight: Any, *bounds: Array, classes: int,
-    ignore_index: int | None, shift: int, times: int | None,
+    targets: Any, mask: Any, weight: Any, lengths: Any, class_weight: Any, place: tuple[slice, ...], *,
+    classes: int, ignore_index: int | None, shift: int, times: int | None,
 ) -> NDArray[Any]:
-    """The records of one block, which is at `bounds` of the positions."""
-    starts, shape = [int(b["start"][0]) for b in bounds], tuple(int(b["end"][0] - b["start"][0]) for b in bounds)
+    """The records of one block, which is at this place of the positions."""
+    starts, shape = [int(s.start) for s in place], tuple(int(s.stop - s.start) for s in place)
     valid = np.ones(shape, bool)
     if mask is not None:
         valid &= np.asarray(mask) != 0

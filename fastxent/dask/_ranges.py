@@ -44,11 +44,11 @@ class Options(NamedTuple):
         return {"logit_scale": self.logit_scale, "softcap": self.softcap}
 
 
-def range_of(x: Array, records: Array, bounds: Array, q: Any, class_weight: Any, *, options: Options) -> Array:
+def range_of(x: Array, records: Array, place: tuple[slice], q: Any, class_weight: Any, *, options: Options) -> Array:
     """The numbers of a range for a loss, the class axis with one element in place, the numbers last."""
     x, records = np.asarray(x), np.asarray(records)
     valid = records["weight"] != 0
-    start = int(bounds["start"][0])
+    start = place[0].start
     index = records["index"] if q is None else np.broadcast_to(np.int64(start), valid.shape)
     axis, smooth = options.axis, options.label_smoothing
     base = _base(x, index, valid, start, options)
@@ -95,19 +95,19 @@ def _mass(classes: int, q: Any, class_weight: Any, options: Options) -> Any:
     return (1 - options.label_smoothing) * total + uniform
 
 
-def statistics_of_range(x: Array, records: Array, bounds: Array, *, options: Options) -> Array:
+def statistics_of_range(x: Array, records: Array, place: tuple[slice], *, options: Options) -> Array:
     """The numbers of a range for statistics: with the entropy within the range."""
     x, records = np.asarray(x), np.asarray(records)
     valid = records["weight"] != 0
     result = np.zeros((*valid.shape, ENTROPY))
-    result[..., :BASE] = _base(x, records["index"], valid, int(bounds["start"][0]), options)
+    result[..., :BASE] = _base(x, records["index"], valid, place[0].start, options)
     counted = valid & np.isfinite(result[..., _MAX])
     if counted.any():
         result[..., BASE] = token_statistics(
             x, np.broadcast_to(np.int64(0), valid.shape), axis=options.axis, mask=counted, ignore_index=None,
             **options.scores, num_threads=1,
         ).entropy
-        argmax = np.where(counted, result[..., _ARGMAX].astype(np.int64) - int(bounds["start"][0]), 0)
+        argmax = np.where(counted, result[..., _ARGMAX].astype(np.int64) - place[0].start, 0)
         result[..., BASE + 1] = np.take_along_axis(x, np.expand_dims(argmax, options.axis), options.axis).squeeze(
             options.axis
         )
@@ -115,9 +115,9 @@ def statistics_of_range(x: Array, records: Array, bounds: Array, *, options: Opt
     return np.expand_dims(result, options.axis)
 
 
-def sums_of_range(x: Array, bounds: Array, *, options: Options) -> Array:
+def sums_of_range(x: Array, place: tuple[slice], *, options: Options) -> Array:
     """The numbers of a range where there is no target."""
-    x, start, axis = np.asarray(x), int(bounds["start"][0]), options.axis
+    x, start, axis = np.asarray(x), place[0].start, options.axis
     valid = np.ones(x.shape[:axis] + x.shape[axis + 1 :], bool)
     return np.expand_dims(_base(x, np.broadcast_to(np.int64(start), valid.shape), valid, start, options), axis)
 
@@ -193,24 +193,24 @@ def row_blocks(x: Array) -> list[Any]:
 # --- ranks
 
 
-def targets_logit(x: Array, records: Array, bounds: Array, *, axis: int) -> Array:
+def targets_logit(x: Array, records: Array, place: tuple[slice], *, axis: int) -> Array:
     """The target's logit as it is stored, where its class is in this range, else 0: their sum over ranges is exact."""
     x, records = np.asarray(x), np.asarray(records)
-    here, local = _local(records, bounds)
+    here, local = _local(records, place)
     if not x.shape[axis]:
         return np.zeros([1 if i == axis else n for i, n in enumerate(x.shape)], x.dtype)
     found = np.take_along_axis(x, np.expand_dims(local, axis), axis=axis)
     return np.where(np.expand_dims(here, axis), found, np.zeros((), x.dtype))
 
 
-def rank_in_range(x: Array, records: Array, bounds: Array, chosen: Array, *, axis: int) -> Array:
+def rank_in_range(x: Array, records: Array, place: tuple[slice], chosen: Array, *, axis: int) -> Array:
     """How many classes of this range come before the target, whose logit is `chosen`.
 
     Where the target is elsewhere its logit joins the range, at the end if its class comes later, at the start if
     earlier: then its rank there is the count, by the engine's own rule for ties.
     """
     x, records, chosen = np.moveaxis(np.asarray(x), axis, -1), np.asarray(records), np.asarray(chosen)
-    here, local = _local(records, bounds)
+    here, local = _local(records, place)
     count = np.zeros(here.shape, np.int64)
     if here.any():
         count = token_statistics(x, local, mask=here, ignore_index=None, num_threads=1).rank
@@ -223,15 +223,15 @@ def rank_in_range(x: Array, records: Array, bounds: Array, chosen: Array, *, axi
         at = tuple(i[first : first + step] for i in elsewhere)
         some = rows[: at[0].size]
         some[:, 1:-1], some[:, 0], some[:, -1] = x[at], chosen[at], chosen[at]
-        later = records["index"][at] >= bounds["end"][0]
+        later = records["index"][at] >= place[0].stop
         rank = token_statistics(some, np.where(later, x.shape[-1] + 1, 0), ignore_index=None, num_threads=1).rank
         count[at] = rank - later  # the copy at the start is no class
     return np.expand_dims(np.where(count < 0, 0, count), axis)
 
 
-def _local(records: Array, bounds: Array) -> tuple[Array, Array]:
+def _local(records: Array, place: tuple[slice]) -> tuple[Array, Array]:
     """Where a valid target's class is in this range, and which of the range's classes it is; 0 elsewhere."""
-    start, end = int(bounds["start"][0]), int(bounds["end"][0])
+    start, end = place[0].start, place[0].stop
     here = (records["weight"] != 0) & (records["index"] >= start) & (records["index"] < end)
     return here, np.where(here, records["index"] - start, 0)
 

@@ -143,7 +143,7 @@ def logsumexp(x: Any, *, axis: int = -1, keepdims: bool = False, split_every: in
             _logsumexp, every, layout.logits, every, dtype=layout.computed, axis=layout.axis, keepdims=True,
             num_threads=1,
         )
-        return first(found if keepdims else layout.without_classes(found, np.squeeze), several)
+        return first(found if keepdims else layout.without_classes(found), several)
     _, merged = _sums(layout, split_every)
     found = layout.mapped(
         finished_logsumexp, at, merged, (*at, STATE), dtype=layout.computed, computed=layout.computed

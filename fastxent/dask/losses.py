@@ -14,12 +14,12 @@ from numpy.typing import ArrayLike
 
 from .. import cross_entropy as _cross_entropy
 from .. import merge_partials
-from ._arrays import STATE, Array, Layout, part_of, tree
+from ._arrays import STATE, TERMS, Array, Layout, part_of, tree
 from ._gradients import range_gradient, whole_rows
 from ._judging import Arguments, first, layout_of, with_positions
-from ._positions import Described, described
+from ._positions import Positions
 from ._ranges import BASE, COEFFICIENTS, Options, losses_of, merge_coefficients, range_of
-from ._reductions import Reduction
+from ._reductions import Reduction, terms
 
 
 def cross_entropy(
@@ -96,7 +96,7 @@ def cross_entropy(
         logits, targets, axis, class_weight, sample_weight, mask, lengths, ignore_index, shift, label_smoothing, z_loss,
         logit_scale, softcap, reduction, normalizer, empty_value, split_every, None,
     )
-    return call.value(call.losses())
+    return call.value()
 
 
 def cross_entropy_and_grad(
@@ -184,28 +184,28 @@ class _Call:
         if not self.several:
             targets = targets[None]
             self.upstream = self.upstream if self.upstream is None or not self.upstream.ndim else self.upstream[None]
-        ahead = min(int(shift), layout.shape[-1])
         self.layout: Layout = layout
-        self.positions: Described = described(
-            layout, targets, given.class_weight, given.sample_weight, given.mask, given.lengths, ignore_index, ahead
+        self.positions = Positions(
+            layout, targets, given.class_weight, given.sample_weight, given.mask, given.lengths, ignore_index, shift
         )
         self.options = Options(
             layout.axis, layout.classes, float(label_smoothing), float(z_loss), float(logit_scale),
             None if softcap is None else float(softcap),
         )
         self.split_every = split_every
-        self.reduction = Reduction(
-            layout, self.positions.records, reduction, normalizer, empty_value, split_every
-        )
+        self.reduction = Reduction(self.positions, reduction, normalizer, empty_value, split_every)
 
-    def value(self, losses: Any) -> Any:
-        """The value of the reduction."""
-        found = self.reduction.value(losses)
-        return first(found, self.several or not found.ndim)
-
-    def losses(self) -> Any:
-        """Of each position."""
-        return self._whole_losses() if self.layout.whole else self._finished(self._merged(self._ranges()))
+    def value(self, losses: Any = None) -> Any:
+        """The value of the reduction; `losses` if there are any yet."""
+        if self.reduction.kind != "none" and losses is None and self.layout.whole:
+            return self.reduction.value(self._of_blocks(_terms_of_block, TERMS), self.layout.labels)
+        if losses is None:
+            losses = self._losses()
+        if self.reduction.kind == "none":
+            return first(losses, self.several)
+        at = self.layout.positions
+        both = self.positions.mapped(terms, (*at, TERMS), losses, at, dtype=np.float64, numbers=2)
+        return self.reduction.value(both, at)
 
     def losses_and_gradient(self) -> tuple[Any, Any]:
         """Of each position and class."""
@@ -213,9 +213,9 @@ class _Call:
         share = self.reduction.share()
         upstream = (None, None) if self.upstream is None else (self.upstream, at if self.upstream.ndim else ())
         if layout.whole:
-            both = layout.mapped(
-                whole_rows, every, layout.logits, every, self.positions.records, at, *share, *upstream,
-                *self._coefficients(), dtype=layout.stored, spread=True, options=self.options,
+            both = self.positions.mapped(
+                whole_rows, every, layout.logits, every, *share, *upstream, *self.positions.coefficients(),
+                dtype=layout.stored, spread=True, options=self.options,
             )
             return tuple(
                 part_of((both, every), number, labels, layout, dtype)
@@ -223,32 +223,32 @@ class _Call:
             )
         ranges = self._ranges()
         merged = self._merged(ranges)
-        grad = layout.mapped(
-            range_gradient, every, layout.logits, every, self.positions.records, at, *layout.bounds(layout.axis),
-            ranges, (*every, STATE), merged, (*at, STATE), *share, *upstream, *self._coefficients(),
-            dtype=layout.stored, spread=True, options=self.options, stored=layout.stored, computed=layout.computed,
+        grad = self.positions.mapped(
+            range_gradient, every, layout.logits, every, *layout.bounds(layout.axis), ranges, (*every, STATE), merged,
+            (*at, STATE), *share, *upstream, *self.positions.coefficients(), dtype=layout.stored, spread=True,
+            options=self.options, stored=layout.stored, computed=layout.computed,
         )
         return self._finished(merged), grad
 
-    def _coefficients(self) -> tuple[Any, ...]:
-        """Class probabilities and class weights, and their labels."""
-        q, weight = self.positions.probabilities, self.positions.class_weight
-        return (q, None if q is None else self.layout.labels, weight, None if weight is None else (self.layout.axis,))
+    def _losses(self) -> Any:
+        if self.layout.whole:
+            return self.layout.without_classes(self._of_blocks(_losses_of_block))
+        return self._finished(self._merged(self._ranges()))
 
-    def _whole_losses(self) -> Any:
-        layout, at = self.layout, self.layout.positions
-        losses = layout.mapped(
-            _losses_of_block, layout.labels, layout.logits, layout.labels, self.positions.records, at,
-            *self._coefficients(), dtype=layout.computed, options=self.options,
+    def _of_blocks(self, function: Any, *more: Any) -> Any:
+        """Of blocks that have all classes, one element in place of them."""
+        every = self.layout.labels
+        return self.positions.mapped(
+            function, (*every, *more), self.layout.logits, every, *self.positions.coefficients(),
+            dtype=np.float64 if more else self.layout.computed, numbers=2 if more else None, options=self.options,
         )
-        return layout.without_classes(losses, np.squeeze)
 
     def _ranges(self) -> Any:
-        layout, at = self.layout, self.layout.positions
+        layout = self.layout
         plain = self.positions.probabilities is None and not self.options.label_smoothing
-        return layout.mapped(
-            range_of, (*layout.labels, STATE), layout.logits, layout.labels, self.positions.records, at,
-            *layout.bounds(layout.axis), *self._coefficients(), dtype=np.float64, options=self.options,
+        return self.positions.mapped(
+            range_of, (*layout.labels, STATE), layout.logits, layout.labels, *layout.bounds(layout.axis),
+            *self.positions.coefficients(), dtype=np.float64, options=self.options,
             numbers=BASE if plain else COEFFICIENTS,
         )
 
@@ -258,18 +258,23 @@ class _Call:
 
     def _finished(self, merged: Any) -> Any:
         layout, at = self.layout, self.layout.positions
-        return layout.mapped(
-            losses_of, at, merged, (*at, STATE), self.positions.records, at, dtype=layout.computed,
-            options=self.options, computed=layout.computed, soft=self.positions.probabilities is not None,
+        return self.positions.mapped(
+            losses_of, at, merged, (*at, STATE), dtype=layout.computed, options=self.options, computed=layout.computed,
+            soft=self.positions.probabilities is not None,
         )
 
 
 def _losses_of_block(x: Array, records: Array, q: Any, class_weight: Any, *, options: Options) -> Any:
     """The losses of a block that has all classes, with one in place of them."""
-    records = np.asarray(records)
     losses = _cross_entropy(
         x, records["index"] if q is None else q, axis=options.axis, class_weight=class_weight,
         sample_weight=records["weight"], ignore_index=None, label_smoothing=options.label_smoothing,
         z_loss=options.z_loss, **options.scores, reduction="none", num_threads=1,
     )
     return np.expand_dims(losses, options.axis)
+
+
+def _terms_of_block(x: Array, records: Array, q: Any, class_weight: Any, *, options: Options) -> Array:
+    """The terms of a block that has all classes, with one in place of them."""
+    losses = _losses_of_block(x, records, q, class_weight, options=options)
+    return terms(losses, np.expand_dims(records, options.axis))

@@ -16,7 +16,7 @@ from .. import token_statistics as _token_statistics
 from ..statistics import TokenStatistics
 from ._arrays import STATE, Array, part_of, tree
 from ._judging import Arguments, first, layout_of, with_positions
-from ._positions import described
+from ._positions import Positions
 from ._ranges import (
     ENTROPY,
     Options,
@@ -87,34 +87,32 @@ def token_statistics(
     several = layout.logits.ndim > 1
     layout = with_positions(layout)
     indices = given.targets if several else given.targets[None]
-    ahead = min(int(shift), layout.shape[-1])
-    records = described(layout, indices, None, None, given.mask, given.lengths, ignore_index, ahead).records
+    positions = Positions(layout, indices, None, None, given.mask, given.lengths, ignore_index, shift)
     options = Options(
         layout.axis, layout.classes, 0.0, 0.0, float(logit_scale), None if softcap is None else float(softcap)
     )
     at, every = layout.positions, layout.labels
     if layout.whole:
-        blocks = layout.mapped(
-            _statistics_of_block, every, layout.logits, every, records, at, dtype=layout.computed, options=options
+        blocks = positions.mapped(
+            _statistics_of_block, every, layout.logits, every, dtype=layout.computed, options=options
         ), every
     else:
-        bounds = layout.bounds(layout.axis)
-        ranges = layout.mapped(
-            statistics_of_range, (*every, STATE), layout.logits, every, records, at, *bounds, dtype=np.float64,
-            numbers=ENTROPY, options=options,
+        place = layout.bounds(layout.axis)
+        ranges = positions.mapped(
+            statistics_of_range, (*every, STATE), layout.logits, every, *place, dtype=np.float64, numbers=ENTROPY,
+            options=options,
         )
-        logit = layout.mapped(
-            targets_logit, every, layout.logits, every, records, at, *bounds, dtype=layout.logits.dtype,
-            axis=layout.axis,
+        logit = positions.mapped(
+            targets_logit, every, layout.logits, every, *place, dtype=layout.logits.dtype, axis=layout.axis
         )
         chosen = tree(logit, layout.axis, add, split_every)
-        counts = layout.mapped(
-            rank_in_range, every, layout.logits, every, records, at, *bounds, chosen, at, dtype=np.int64,
-            axis=layout.axis,
+        counts = positions.mapped(
+            rank_in_range, every, layout.logits, every, *place, chosen, at, dtype=np.int64, axis=layout.axis
         )
-        blocks = layout.mapped(
-            statistics_of, at, tree(ranges, layout.axis, merge_entropy, split_every), (*at, STATE), records, at,
-            tree(counts, layout.axis, add, split_every), at, dtype=layout.computed, computed=layout.computed,
+        merged = tree(ranges, layout.axis, merge_entropy, split_every)
+        rank = tree(counts, layout.axis, add, split_every)
+        blocks = positions.mapped(
+            statistics_of, at, merged, (*at, STATE), rank, at, dtype=layout.computed, computed=layout.computed
         ), at
     kinds = (layout.computed, layout.computed, np.dtype(np.int64), np.dtype(np.int64), layout.computed)
     parts = (part_of(blocks, number, at, layout, kind) for number, kind in enumerate(kinds))
@@ -123,7 +121,6 @@ def token_statistics(
 
 def _statistics_of_block(x: Array, records: Array, *, options: Options) -> TokenStatistics:
     """The statistics of a block that has all classes."""
-    records = np.asarray(records)
     return _token_statistics(
         x, records["index"], axis=options.axis, mask=records["weight"] != 0, ignore_index=None, **options.scores,
         num_threads=1,
