@@ -62,12 +62,12 @@ def cluster(workers, memory="auto"):
 
 def write_store(path, gigabytes):
     """Logits (sequence, time, class) as a model would write them: float32 that was rounded to 11 bits of mantissa."""
-    sequences = 4 * max(2, round(gigabytes * 1e9 / (16 * TIME * CLASSES)))
+    sequences = 8 * max(2, round(gigabytes * 1e9 / (32 * TIME * CLASSES)))
     random = np.random.default_rng(0)
-    logits = zarr.create_array(store=path, shape=(sequences, TIME, CLASSES), chunks=(4, TIME, CLASSES // 2), dtype="f4")
-    block = random.normal(size=(4, TIME, CLASSES)).astype("f2").astype("f4")
-    for first in range(0, sequences, 4):
-        logits[first : first + 4] = np.roll(block, 7 * first, axis=-1)
+    logits = zarr.create_array(store=path, shape=(sequences, TIME, CLASSES), chunks=(8, TIME, CLASSES // 2), dtype="f4")
+    block = random.normal(size=(8, TIME, CLASSES)).astype("f2").astype("f4")
+    for first in range(0, sequences, 8):
+        logits[first : first + 8] = np.roll(block, 7 * first, axis=-1)
     return random.integers(0, CLASSES, (sequences, TIME)), random.integers(1, TIME + 1, sequences)
 
 
@@ -77,7 +77,7 @@ def score(path, targets, lengths, workers, memory):
     with local, client:
         client.run(sequential_zarr)
         x = da.from_zarr(path)
-        fastxent.dask.cross_entropy(x[: 4 * workers], targets[: 4 * workers]).compute()  # imports
+        fastxent.dask.cross_entropy(x[: 8 * workers], targets[: 8 * workers]).compute()  # imports
         start = time.perf_counter()
         value = fastxent.dask.cross_entropy(x, targets, lengths=lengths, shift=1).compute()
         seconds = time.perf_counter() - start

@@ -1,8 +1,8 @@
 """What describes positions: one record for each, made of targets, masks, lengths and weights, in the logits' chunks.
 
-These arrays are small beside the logits (a number or two a position), so they are what moves: they are read `shift`
-steps ahead across the borders of chunks, and rechunked to the logits' chunks. A record is all that the ranges of
-classes need to know of a target. Class indices are judged here, once, with their place in the whole array.
+The arrays that a caller gives are small beside the logits (a number or two a position), so they are what moves: they
+are read `shift` steps ahead across the borders of chunks, and rechunked to the logits' chunks. A record is all that
+the ranges of classes need to know of a target. Class indices are judged here, with their place in the whole array.
 """
 
 from __future__ import annotations
