@@ -40,7 +40,7 @@ class Positions:
         pairs += (None, None) if lengths is None else (rechunked(lengths, chunks[:-1]), at[:-1])
         whole = None if class_weight is None or soft else rechunked(class_weight, ((layout.classes,),))
         self._pairs = [*pairs, whole, None, *layout.bounds(*at)]
-        self._spec = {
+        self._spec: dict[str, Any] = {
             "classes": layout.classes, "ignore_index": ignore_index, "shift": ahead,
             "times": shape[-1] if len(shape) > 1 else None,
         }
