@@ -206,6 +206,16 @@ def test_what_is_not_valid_may_hold_anything():
         np.testing.assert_allclose(got[1], expected[1], rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sequence_mean"])
+def test_where_nothing_divides_the_gradient_is_0(reduction):
+    logits, targets = np.full((2, 3, 4), np.nan), np.zeros((2, 3), int)
+    options = {"class_weight": [0, 1, 1, 1], "reduction": reduction, "empty_value": 5}
+    for chunks in ((1, 3, 4), (2, 2, 3)):
+        x = da.from_array(logits, chunks=chunks)
+        loss, grad = dask.compute(*chunked.cross_entropy_and_grad(x, targets, **options))
+        assert loss == 5 and (grad == 0).all()
+
+
 @pytest.mark.parametrize("chunks", [(2, 2, 5), (3, 4, 2)])
 def test_an_index_out_of_range_is_reported_where_it_is(chunks):
     x, targets = da.zeros((4, 6, 5), chunks=chunks), np.zeros((4, 6), np.uint8)
