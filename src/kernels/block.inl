@@ -65,10 +65,22 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
               indexed = call->operation <= FX_OP_LOSS_SOFTMAX && !call->targets_are_probs;
     const FxOperand *x = &call->operand[FX_X];
     const int direct = x->class_stride == SIZE && x->dtype == STORAGE && !x->swapped && !call->transform;
+    /* The next row's maximum is found before this row's sum: no row waits for its own. */
+    const int peek = direct && !call->saved && call->classes <= FX_BLOCK && run->valid;
+    R first = 0, second = 0;
+    if (peek) second = row_peek(call, at_position(run, FX_X, place(run, 0)));
     for (int k = 0; k < run->valid; k++) {
         int64_t i = place(run, k), at = softmax ? -1 : s->target[k];
-        Row row = {
-            .call = call, .scratch = s, .direct = direct, .x = at_position(run, FX_X, i), .next = row_after(run, k)};
+        const char *next = row_after(run, k);
+        first = second;
+        if (peek && next) second = row_peek(call, next);
+        Row row = {.call = call,
+                   .scratch = s,
+                   .direct = direct,
+                   .x = at_position(run, FX_X, i),
+                   .next = peek && next ? row_after(run, k + 1) : next,
+                   .peeked = peek,
+                   .first = first};
         if (call->targets_are_probs) row.q = at_position(run, FX_Y, i + call->shift);
         if (call->saved) {
             read_saved(call, run->first + i, &a.max[k], &a.rest[k]);

@@ -25,6 +25,7 @@
 #define V_QUADS                       0
 #define v_load_quads(rows, offset, r) ((void)0)
 #endif
+#define V_HALVES                  FX_CAT(V_HALVES_, FX_STORAGE) /* 0 where it is not defined */
 #define v_load_tail_r(p, n, fill) FX_CAT(v_load_tail_, FX_REAL_NAME)((const char *)(p), n, fill)
 #define FETCH                     FX_CAT(fx_fetch_, FX_REAL_NAME)
 #define EMIT                      FX_CAT(fx_emit_, FX_REAL_NAME)

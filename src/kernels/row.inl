@@ -36,7 +36,9 @@ typedef struct {
     const char *x;    /* first class */
     const char *q;    /* class probabilities, or NULL */
     int direct;       /* contiguous, native, aligned or not, no transform */
-    const char *next; /* the row that is read after this one, or NULL */
+    const char *next; /* the row to ask memory for meanwhile, or NULL */
+    int peeked;       /* whether the first block's maximum is known: */
+    R first;
 } Row;
 
 /* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
@@ -109,9 +111,30 @@ static FX_INLINE int64_t pair_index(int64_t q) {
     return q - r + (r & 1) * LANES + r / 2;
 }
 
+#if V_HALVES
+/* The largest of the full groups from class i on, lane by lane, in half as many instructions, and where they end; back to
+ * i where a NaN may have hidden it. */
+static FX_INLINE int64_t row_max_halves(V *best, const char *p, int64_t i, int64_t n) {
+    W most[2] = {w_least(), w_least()};
+    int16_t lane[2 * LANES];
+    int64_t end = i;
+    for (; end + GROUP <= n; end += GROUP)
+        for (int u = 0; u < 2; u++) most[u] = w_max(most[u], w_load(p + (end + u * 2 * LANES) * SIZE));
+    w_store(lane, w_max(most[0], most[1]));
+    V a = v_load((const char *)lane), b = v_load((const char *)(lane + LANES));
+    if (end == i || v_bits(v_eq(a, a)) != v_bits(v_first(LANES)) || v_bits(v_eq(b, b)) != v_bits(v_first(LANES)))
+        return i;
+    *best = v_max(a, b);
+    return end;
+}
+#endif
+
 /* The largest of a block from class i on. NaN is passed over: the sum will show it. */
 static FX_INLINE R row_max(const char *p, int64_t i, int64_t n, int direct, int paired) {
     V best = v_set1(-(R)INFINITY), v[4];
+#if V_HALVES
+    if (direct) i = row_max_halves(&best, p, i, n);
+#endif
     for (; i + GROUP <= n; i += GROUP) {
         row_group(v, p, i, n, direct, paired);
         best = v_max(v_max(v_max(v[0], v[1]), v_max(v[2], v[3])), best);
@@ -123,70 +146,111 @@ static FX_INLINE R row_max(const char *p, int64_t i, int64_t n, int direct, int 
     return v_hmax(best);
 }
 
+/* The maximum of a row of one block, before its turn. */
+static FX_INLINE R row_peek(const FxCall *call, const char *x) {
+    const int paired = V_PAIRS;
+    return row_max(x, 0, call->classes, 1, paired);
+}
+
+/* What a sweep holds in registers. */
+typedef struct {
+    V even, odd, total, lost, moment[2], mass, below;
+} RowSweep;
+
+/* One group of vectors, at class i, joins the sweep. `left` counts the classes from i on, or is GROUP: all are there. */
+static FX_INLINE void row_add_group(RowSweep *w, V v[4], V r, V top, ExpScale k, int kind, int how,
+                                    const R *coefficient, int64_t left) {
+    const V zero = v_set1(0), one = v_set1(1);
+    V e[4];
+    M below[4];
+    FX_UNROLL
+    for (int u = 0; u < 4; u++) {
+        below[u] = v_ne(v[u], top);
+        v[u] = v_sub(v[u], r);
+    }
+    v_exps(e, v, 4, k);
+    if (how == BELOW) {
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) {
+            e[u] = v_keep(below[u], e[u]);
+            w->below = v_count(w->below, below[u]);
+        }
+    }
+    /* Two sums in turn: half as many roundings in each. */
+    V next = v_add(w->even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
+    w->even = w->odd;
+    w->odd = next;
+    if (kind == NONE) return;
+    if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) w->moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), w->moment[u & 1]);
+        return;
+    }
+    FX_UNROLL
+    for (int u = 0; u < 4; u++) {
+        int64_t here = left - u * LANES;
+        V c = one, d = v[u];
+        if (kind == ARRAY) {
+            c = here >= LANES ? v_loadr(coefficient + u * LANES)
+                : here > 0    ? v_load_tail_r(coefficient + u * LANES, (int)here, zero)
+                              : zero;
+            w->mass = v_add(w->mass, c);
+            d = v_drop(v_eq(c, zero), d); /* a coefficient of 0 makes 0 of anything */
+        } else if (here < LANES) {
+            d = here > 0 ? v_keep(v_first((int)here), d) : zero;
+        }
+        w->moment[u & 1] = v_fnma(c, d, w->moment[u & 1]);
+    }
+}
+
+/* Eight additions in a chain are enough: equal terms err the same way each time. No long chain of moments either. */
+static FX_INLINE void row_settle(RowSweep *w, RowSums *sums, int kind) {
+    const V zero = v_set1(0);
+    add_exactly(&w->total, &w->lost, v_add(w->even, w->odd));
+    w->even = w->odd = zero;
+    if (kind == NONE) return;
+    sums->dot += v_hsum(v_add(w->moment[0], w->moment[1]));
+    w->moment[0] = w->moment[1] = zero;
+    if (kind == ARRAY) sums->weight += v_hsum(w->mass);
+    w->mass = zero;
+}
+
 /* Adds classes i … n - 1 of the block at p to the sums; returns n, or where it stopped: a group with a logit above max.
  * `ahead`: what is read after this block, as much again. */
 static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_t n, R reference, R max, ExpScale k,
                                  int direct, int paired, int kind, int how, const R *coefficient, const char *ahead) {
-    const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0), one = v_set1(1);
-    V even = zero, odd = zero, total = zero, lost = zero, moment[2] = {zero, zero}, mass = zero, v[4], e[4];
-    V equal = zero;
-    const int64_t first = i;
-    for (; i < n; i += GROUP) {
-        if (direct)
-            for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
-        row_group(v, p, i, n, direct, paired);
-        if (how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))))) break;
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) {
-            M at = v_eq(v[u], top);
-            v[u] = v_sub(v[u], r);
-            e[u] = v_exp(v[u], k);
-            if (how != BELOW) continue;
-            e[u] = v_drop(at, e[u]);
-            equal = v_count(equal, at);
-        }
-        /* Two sums in turn: half as many roundings in each. */
-        V next = v_add(even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
-        even = odd;
-        odd = next;
-        if (i / GROUP % 16 == 15) { /* eight additions in a chain are enough: equal terms err the same way each time */
-            add_exactly(&total, &lost, v_add(even, odd));
-            even = odd = zero;
-        }
-        if (kind != NONE && i && i / GROUP % 8 == 0) { /* no long chain of roundings */
-            sums->dot += v_hsum(v_add(moment[0], moment[1]));
-            moment[0] = moment[1] = zero;
-            if (kind == ARRAY) sums->weight += v_hsum(mass);
-            mass = zero;
-        }
-        if (kind == NONE) continue;
-        if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-            FX_UNROLL
-            for (int u = 0; u < 4; u++) moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), moment[u & 1]);
-            continue;
-        }
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) {
-            int64_t left = n - i - u * LANES;
-            V c = one, d = v[u];
-            if (kind == ARRAY) {
-                c = left >= LANES ? v_loadr(coefficient + i + u * LANES)
-                    : left > 0    ? v_load_tail_r(coefficient + i + u * LANES, (int)left, zero)
-                                  : zero;
-                mass = v_add(mass, c);
-                d = v_drop(v_eq(c, zero), d); /* a coefficient of 0 makes 0 of anything */
-            } else if (left < LANES) {
-                d = left > 0 ? v_keep(v_first((int)left), d) : zero;
+    const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0);
+    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, zero};
+    const int64_t first = i, full = n - GROUP, chain = (kind == NONE ? 16 : 8) * GROUP;
+    V v[4];
+    int above = 0;
+    while (i <= full && !above) {
+        const int64_t stop = full < i + chain - GROUP ? full : i + chain - GROUP;
+        for (; i <= stop; i += GROUP) {
+            if (direct)
+                for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
+            row_group(v, p, i, n, direct, paired);
+            if (how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))))) {
+                above = 1;
+                break;
             }
-            moment[u & 1] = v_fnma(c, d, moment[u & 1]);
+            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP);
+        }
+        row_settle(&w, sums, kind);
+    }
+    if (i < n && !above) {
+        row_group(v, p, i, n, direct, paired);
+        above = how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))));
+        if (!above) {
+            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i);
+            row_settle(&w, sums, kind);
+            i = n;
         }
     }
-    if (i > n) i = n;
-    if (kind != NONE) sums->dot += v_hsum(v_add(moment[0], moment[1]));
-    if (kind != NONE) sums->weight += kind == ARRAY ? v_hsum(mass) : (double)(i - first);
-    if (how == BELOW) sums->equal += v_hsum(equal);
-    add_exactly(&total, &lost, v_add(even, odd));
-    double add = v_hsum(with_lost(total, lost)), all = sums->total + add;
+    if (kind != NONE && kind != ARRAY) sums->weight += (double)(i - first);
+    /* Of a ragged group's filling as well: it is below the maximum, or the row has none. */
+    if (how == BELOW) sums->equal += (double)((i - first + GROUP - 1) / GROUP * GROUP) - v_hsum(w.below);
+    double add = v_hsum(with_lost(w.total, w.lost)), all = sums->total + add;
     sums->lost += sums->total > add ? (sums->total - all) + add : (add - all) + sums->total; /* Neumaier */
     sums->total = all;
     return i;
@@ -261,7 +325,7 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
         if (max > -(R)INFINITY) i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead);
         if (i == n) continue;
-        R top = row_max(p, i, n, direct, paired);
+        R top = row->peeked && !c0 ? row->first : row_max(p, i, n, direct, paired);
         if (top > max) {
             row_raise(&sums, &max, &reference, top, scale, kind);
             block = c0;

@@ -35,21 +35,21 @@ static FX_INLINE R score_max(V groups[], const char *p, int64_t n, R value, int6
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) smaller[u] = v_select(v_lt(v[u], target), v_add(smaller[u], one), smaller[u]);
+        for (int u = 0; u < 4; u++) smaller[u] = v_count(smaller[u], v_lt(v[u], target));
     }
     for (; g < whole; g++) {
         row_group(v, p, g * GROUP, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_select(v_lt(target, v[u]), v_add(larger[u], one), larger[u]);
+        for (int u = 0; u < 4; u++) larger[u] = v_count(larger[u], v_lt(target, v[u]));
     }
     if (g * GROUP < n) {
         row_group(v, p, g * GROUP, n, direct, paired);
         groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         best = v_max(groups[g], best);
         FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_select(v_lt(target, v[u]), v_add(larger[u], one), larger[u]);
+        for (int u = 0; u < 4; u++) larger[u] = v_count(larger[u], v_lt(target, v[u]));
     }
     if (at >= 0 && at < n) { /* equal ones before the target in its own group */
         row_group(v, p, before * GROUP, n, direct, 0);

@@ -13,6 +13,7 @@ enum { LANES = 8 };
 #define EXP_LOWEST     (-87.336f)
 #define V_SPLITS       0
 #define V_PAIRS_bf16   1
+#define V_HALVES_f16   1
 #define EXP_TABLE_BITS 3
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
@@ -36,6 +37,7 @@ static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static inline M v_eq(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+static inline M v_ne(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_ps(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_ps(k, a); }
@@ -132,6 +134,14 @@ static inline void v_put_halves(char *p, __m128i h, int n) {
     _mm_storeu_si128((__m128i *)b, h);
     for (int i = 0; i < 2 * n; i++) p[i] = b[i];
 }
+
+/* 16-bit floats as integers in the same order: the magnitude's bits of negative ones turned over. */
+typedef __m256i W;
+static inline W w_least(void) { return _mm256_set1_epi16(-0x8000); }
+static inline W w_turn(W a) { return _mm256_xor_si256(a, _mm256_srli_epi16(_mm256_srai_epi16(a, 15), 1)); }
+static inline W w_load(const char *p) { return w_turn(_mm256_loadu_si256((const __m256i *)p)); }
+static inline W w_max(W a, W b) { return _mm256_max_epi16(a, b); }
+static inline void w_store(int16_t *p, W a) { _mm256_storeu_si256((__m256i *)p, w_turn(a)); }
 
 static inline V v_widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
 static inline __m256i v_round_bf16(V a) {

@@ -32,6 +32,7 @@ static inline V v_max(V a, V b) { return _mm256_max_pd(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_LT_OQ); }
 static inline M v_eq(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+static inline M v_ne(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_pd(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_pd(k, a); }

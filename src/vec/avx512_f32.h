@@ -11,6 +11,7 @@ enum { LANES = 16 };
 #define EXP_LOWEST     (-105.0f)
 #define V_SPLITS       8
 #define V_PAIRS_bf16   1
+#define V_HALVES_f16   1
 #define V_QUADS_f32    1
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
@@ -38,6 +39,7 @@ static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static inline M v_eq(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline M v_ne(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_ps(k, b, a); }
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_ps((M)~k, a); }
@@ -155,6 +157,16 @@ static inline V v_load_tail_f32(const char *p, int n, V fill) { return _mm512_ma
 static inline void v_store_f32(char *p, V a) { _mm512_storeu_ps(p, a); }
 static inline void v_store_tail_f32(char *p, V a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
 static inline void v_stream_f32(char *p, V a) { _mm512_stream_ps((float *)p, a); }
+
+/* 16-bit floats as integers in the same order: the magnitude's bits of negative ones turned over. */
+typedef __m512i W;
+static inline W w_least(void) { return _mm512_set1_epi16(-0x8000); }
+static inline W w_turn(W a) {
+    return _mm512_ternarylogic_epi32(a, _mm512_srai_epi16(a, 15), _mm512_set1_epi16(0x7fff), 0x78);
+}
+static inline W w_load(const char *p) { return w_turn(_mm512_loadu_si512(p)); }
+static inline W w_max(W a, W b) { return _mm512_max_epi16(a, b); }
+static inline void w_store(int16_t *p, W a) { _mm512_storeu_si512(p, w_turn(a)); }
 
 static inline V v_widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
 /* Rounded to nearest even by hand (the bf16 instruction flushes subnormals): the result in the high half of each lane. */

@@ -32,6 +32,7 @@ static inline V v_max(V a, V b) { return _mm512_max_pd(a, b); }
 
 static inline M v_lt(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ); }
 static inline M v_eq(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+static inline M v_ne(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_pd(k, b, a); }
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_pd((M)~k, a); }

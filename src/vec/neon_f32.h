@@ -37,6 +37,7 @@ static inline V v_max(V a, V b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
 static inline M v_lt(V a, V b) { return vcltq_f32(a, b); }
 static inline M v_eq(V a, V b) { return vceqq_f32(a, b); }
+static inline M v_ne(V a, V b) { return vmvnq_u32(vceqq_f32(a, b)); }
 static inline V v_select(M k, V a, V b) { return vbslq_f32(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f32_u32(vandq_u32(k, vreinterpretq_u32_f32(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), k)); }

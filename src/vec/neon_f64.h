@@ -34,6 +34,7 @@ static inline V v_max(V a, V b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 
 static inline M v_lt(V a, V b) { return vcltq_f64(a, b); }
 static inline M v_eq(V a, V b) { return vceqq_f64(a, b); }
+static inline M v_ne(V a, V b) { return vreinterpretq_u64_u32(vmvnq_u32(vreinterpretq_u32_u64(vceqq_f64(a, b)))); }
 static inline V v_select(M k, V a, V b) { return vbslq_f64(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f64_u64(vandq_u64(k, vreinterpretq_u64_f64(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(a), k)); }

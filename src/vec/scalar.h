@@ -44,6 +44,7 @@ static inline V v_max(V a, V b) { return a > b ? a : b; }
 
 static inline M v_lt(V a, V b) { return a < b; }
 static inline M v_eq(V a, V b) { return a == b; }
+static inline M v_ne(V a, V b) { return !(a == b); }
 static inline V v_select(M k, V a, V b) { return k ? a : b; }
 static inline V v_keep(M k, V a) { return k ? a : 0; }
 static inline V v_drop(M k, V a) { return k ? 0 : a; }
