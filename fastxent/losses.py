@@ -264,7 +264,7 @@ def cross_entropy_grad(
         As for `cross_entropy_and_grad`.
     saved : numpy.ndarray, optional
         What ``cross_entropy(..., return_saved=True)`` returned for the same logits and options: then the logits are
-        read once, not twice.
+        read once, not twice. (With class probabilities, or a `logit_scale` without `softcap`, it is not looked at.)
 
     Returns
     -------

@@ -68,6 +68,10 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
     /* The next row's maximum is found before this row's sum: no row waits for its own. */
     const int peek = direct && !call->saved && call->classes <= FX_BLOCK && run->valid;
     R first = 0, second = 0;
+    /* Exponentials of a row that lies in the cache are multiplied, not made again. */
+    const FxOperand *out = &call->operand[FX_OUT];
+    const int keep =
+        peek && wants_output && !logarithm && !V_PAIRS && out->class_stride == SIZE && out->dtype == STORAGE;
     if (peek) second = row_peek(call, at_position(run, FX_X, place(run, 0)));
     for (int k = 0; k < run->valid; k++) {
         int64_t i = place(run, k), at = softmax ? -1 : s->target[k];
@@ -80,7 +84,8 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
                    .x = at_position(run, FX_X, i),
                    .next = peek && next ? row_after(run, k + 1) : next,
                    .peeked = peek,
-                   .first = first};
+                   .first = first,
+                   .kept = keep ? (R *)s->emit : NULL};
         if (call->targets_are_probs) row.q = at_position(run, FX_Y, i + call->shift);
         if (call->saved) {
             read_saved(call, run->first + i, &a.max[k], &a.rest[k]);

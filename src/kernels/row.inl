@@ -39,6 +39,7 @@ typedef struct {
     const char *next; /* the row to ask memory for meanwhile, or NULL */
     int peeked;       /* whether the first block's maximum is known: */
     R first;
+    R *kept; /* where the exponentials of a row of one block are kept for row_write, or NULL */
 } Row;
 
 /* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
@@ -159,7 +160,7 @@ typedef struct {
 
 /* One group of vectors, at class i, joins the sweep. `left` counts the classes from i on, or is GROUP: all are there. */
 static FX_INLINE void row_add_group(RowSweep *w, V v[4], V r, V top, ExpScale k, int kind, int how,
-                                    const R *coefficient, int64_t left) {
+                                    const R *coefficient, int64_t left, R *kept) {
     const V zero = v_set1(0), one = v_set1(1);
     V e[4];
     M below[4];
@@ -169,6 +170,10 @@ static FX_INLINE void row_add_group(RowSweep *w, V v[4], V r, V top, ExpScale k,
         v[u] = v_sub(v[u], r);
     }
     v_exps(e, v, 4, k);
+    if (kept) {
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) v_storer(kept + u * LANES, e[u]);
+    }
     if (how == BELOW) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
@@ -218,7 +223,8 @@ static FX_INLINE void row_settle(RowSweep *w, RowSums *sums, int kind) {
 /* Adds classes i … n - 1 of the block at p to the sums; returns n, or where it stopped: a group with a logit above max.
  * `ahead`: what is read after this block, as much again. */
 static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_t n, R reference, R max, ExpScale k,
-                                 int direct, int paired, int kind, int how, const R *coefficient, const char *ahead) {
+                                 int direct, int paired, int kind, int how, const R *coefficient, const char *ahead,
+                                 R *kept) {
     const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0);
     RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, zero};
     const int64_t first = i, full = n - GROUP, chain = (kind == NONE ? 16 : 8) * GROUP;
@@ -234,7 +240,8 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
                 above = 1;
                 break;
             }
-            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP);
+            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP,
+                          kept ? kept + i : NULL);
         }
         row_settle(&w, sums, kind);
     }
@@ -242,7 +249,8 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
         row_group(v, p, i, n, direct, paired);
         above = how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))));
         if (!above) {
-            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i);
+            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i,
+                          kept ? kept + i : NULL);
             row_settle(&w, sums, kind);
             i = n;
         }
@@ -323,7 +331,8 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
         int64_t n = classes - c0 < step ? classes - c0 : step, i = 0;
         const char *p = row_block(row, c0, n, 0), *ahead = row_ahead(row, p, c0, step);
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
-        if (max > -(R)INFINITY) i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead);
+        if (max > -(R)INFINITY)
+            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead, NULL);
         if (i == n) continue;
         R top = row->peeked && !c0 ? row->first : row_max(p, i, n, direct, paired);
         if (top > max) {
@@ -331,7 +340,8 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
             block = c0;
         }
         R r = reference > -(R)INFINITY ? reference : 0;
-        row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead);
+        if (row->kept) row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, row->kept);
+        else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, NULL);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (RowStats){.max = max, .rest = rest, .block = block, .dot = sums.dot, .weight = sums.weight};
@@ -375,31 +385,40 @@ typedef struct {
     int kind, logarithm;
 } RowWrite;
 
-static FX_INLINE V row_value(V x, V max, V factor, V spread, V c, ExpScale k, int kind, int logarithm) {
-    if (logarithm) return v_fms(v_sub(x, max), factor, spread);
-    V y = v_mul(factor, v_exp(v_sub(x, max), k));
+/* From e = exp(z - max). */
+static FX_INLINE V row_slope(V e, V factor, V spread, V c, int kind) {
+    V y = v_mul(factor, e);
     if (kind == UNIFORM) y = v_sub(y, spread);
     if (kind == ARRAY) y = v_fnma(spread, c, y);
     return y;
 }
 
-/* n classes from p to `to`: storage type to storage type, or (packed) compute type to compute type. */
+/* n classes from p to `to`: storage type to storage type, or (packed) compute type to compute type. `kept`: p holds their
+ * exponentials, in the compute type. */
 static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p, char *to, int64_t n, int64_t at,
-                                    const R *coefficient, int direct, int stream, int kind, int logarithm) {
+                                    const R *coefficient, int direct, int stream, int kind, int logarithm, int kept) {
     const V max = v_set1(w->max), factor = v_set1((R)w->factor), none = v_set1(0);
     const V spread = v_set1((R)(logarithm ? w->shift : w->spread)), value = v_set1((R)w->value);
     const int size = direct || STORAGE_IS_REAL ? SIZE : (int)sizeof(R);
-    const int paired = V_PAIRS && direct && kind != ARRAY, unit = (paired ? 2 : 1) * LANES;
+    const int paired = V_PAIRS && direct && kind != ARRAY && !kept, unit = (paired ? 2 : 1) * LANES;
     int64_t i = 0, head = 0;
     if (stream) head = (int64_t)((uintptr_t)-(uintptr_t)to % (uintptr_t)(unit * SIZE) / SIZE);
     while (i < n) {
         V y[4], c = none;
         if (i >= head && i + GROUP <= n) {
-            row_group(y, p, i, n, direct, paired);
+            if (kept) {
+                FX_UNROLL
+                for (int u = 0; u < 4; u++) y[u] = v_loadr((const R *)p + i + u * LANES);
+            } else {
+                row_group(y, p, i, n, direct, paired);
+                FX_UNROLL
+                for (int u = 0; u < 4; u++) y[u] = v_sub(y[u], max);
+                if (!logarithm) v_exps(y, y, 4, k);
+            }
             FX_UNROLL
             for (int u = 0; u < 4; u++) {
                 if (kind == ARRAY) c = v_loadr(coefficient + i + u * LANES);
-                y[u] = row_value(y[u], max, factor, spread, c, k, kind, logarithm);
+                y[u] = logarithm ? v_fms(y[u], factor, spread) : row_slope(y[u], factor, spread, c, kind);
             }
             if ((uint64_t)(at - i) < GROUP) {
                 int64_t place = paired ? pair_index(at - i) : at - i;
@@ -422,9 +441,12 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
         }
         int64_t end = i < head && head < n ? head : n;
         int m = end - i < LANES ? (int)(end - i) : LANES;
-        V x = m == LANES ? row_load(p, i, direct) : row_load_tail(p, i, m, max, direct);
+        V one;
+        if (kept) one = m == LANES ? v_loadr((const R *)p + i) : v_load_tail_r((const R *)p + i, m, none);
+        else one = v_sub(m == LANES ? row_load(p, i, direct) : row_load_tail(p, i, m, max, direct), max);
         if (kind == ARRAY) c = v_load_tail_r(coefficient + i, m, none);
-        V one = row_value(x, max, factor, spread, c, k, kind, logarithm);
+        if (logarithm) one = v_fms(one, factor, spread);
+        else one = row_slope(kept ? one : v_exp(one, k), factor, spread, c, kind);
         if ((uint64_t)(at - i) < (uint64_t)m) one = v_select(v_eq(v_iota(), v_set1((R)(at - i))), value, one);
         if (!direct && !STORAGE_IS_REAL) v_storer(to + i * size, one);
         else if (m == LANES) v_store(to + i * size, one);
@@ -434,11 +456,11 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
 }
 
 static FX_INLINE void row_write_kind(const RowWrite *w, ExpScale k, const char *p, char *to, int64_t n, int64_t at,
-                                     const R *c, int direct, int stream) {
-    if (w->logarithm) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 1);
-    else if (w->kind == NONE) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 0);
-    else if (w->kind == UNIFORM) row_write_run(w, k, p, to, n, at, c, direct, stream, UNIFORM, 0);
-    else row_write_run(w, k, p, to, n, at, c, direct, stream, ARRAY, 0);
+                                     const R *c, int direct, int stream, int kept) {
+    if (w->logarithm && !kept) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 1, 0);
+    else if (w->kind == NONE) row_write_run(w, k, p, to, n, at, c, direct, stream, NONE, 0, kept);
+    else if (w->kind == UNIFORM) row_write_run(w, k, p, to, n, at, c, direct, stream, UNIFORM, 0, kept);
+    else row_write_run(w, k, p, to, n, at, c, direct, stream, ARRAY, 0, kept);
 }
 
 /* dy/dx = dy/dz · dz/dx for a block of transformed logits, in place. */
@@ -454,12 +476,18 @@ static void row_write(const Row *row, const RowWrite *w, char *to) {
     const int contiguous = out->class_stride == SIZE && out->dtype == STORAGE;
     if (row->direct && contiguous) {
         int stream = call->stream && (uintptr_t)to % SIZE == 0;
+        if (row->kept) {
+            const R *c = w->kind == ARRAY ? row_coefficients(row, 0, classes) : NULL;
+            if (stream) row_write_kind(w, k, (const char *)row->kept, to, classes, w->at, c, 1, 1, 1);
+            else row_write_kind(w, k, (const char *)row->kept, to, classes, w->at, c, 1, 0, 1);
+            return;
+        }
         int64_t step = w->kind == ARRAY && row->q ? FX_BLOCK : classes;
         for (int64_t c0 = 0; c0 < classes; c0 += step) {
             int64_t n = classes - c0 < step ? classes - c0 : step;
             const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
-            if (stream) row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 1);
-            else row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 0);
+            if (stream) row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 1, 0);
+            else row_write_kind(w, k, row->x + c0 * SIZE, to + c0 * SIZE, n, w->at - c0, c, 1, 0, 0);
         }
         return;
     }
@@ -473,7 +501,7 @@ static void row_write(const Row *row, const RowWrite *w, char *to) {
             p = (const char *)row->scratch->fetch;
         }
         const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
-        row_write_kind(w, k, p, (char *)y, n, w->at - c0, c, 0, 0);
+        row_write_kind(w, k, p, (char *)y, n, w->at - c0, c, 0, 0, 0);
         if (chain) row_chain(y, (const R *)row->scratch->slope, n);
         EMIT(to + c0 * out->class_stride, out->dtype, out->class_stride, y, n);
     }

@@ -107,8 +107,9 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
         const int higher = best > max;
         if (higher) row_raise(&sums, &max, &reference, best, scale, kind);
         R r = reference > -(R)INFINITY ? reference : 0;
-        if (higher || max == -(R)INFINITY) row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead);
-        else row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead);
+        if (higher || max == -(R)INFINITY)
+            row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead, NULL);
+        else row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead, NULL);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = rank};
