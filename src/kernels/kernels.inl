@@ -42,6 +42,7 @@ void KERNEL(linear)(FxCall *call, FxScratch *s, int64_t block);
 #include "transform.inl"
 #include "values.inl"
 #include "row.inl"
+#include "write.inl"
 #include "lane.inl"
 #include "column.inl"
 #include "finish.inl"
