@@ -376,7 +376,7 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     }
     if (closing && run->valid < run->n) {
         if (wants_output) clear_invalid(call, s, run);
-        close_up(call, s, run);
+        if (!run->leading) close_up(call, s, run);
     }
     fill_given(call, s, a, closing ? run->valid : run->n);
     if (op >= FX_OP_NLL) pick_run(call, s, run, a);

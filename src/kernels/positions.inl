@@ -5,6 +5,7 @@
 typedef struct {
     int64_t first;        /* flat index of the run's first position */
     int n, valid;         /* positions, and how many of them are valid */
+    int leading;          /* whether these are known to be the first ones, as lengths leave them */
     const int32_t *index; /* the valid ones, in order; NULL: all of them, or not closed up */
     char *base[FX_OPERANDS];
     int64_t step[FX_OPERANDS];
@@ -150,14 +151,15 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
     }
     memset(target + m, 0xff, sizeof *target * (size_t)(n - m));
 
-    int plain = m == n && !mask && !weight;
+    int plain = !mask && !weight;
     if (indexed && plain) {
         int outside = 0;
-        for (int i = 0; i < n; i++)
+        for (int i = 0; i < m; i++)
             outside |= ((uint64_t)target[i] >= (uint64_t)classes) | (call->has_ignore & (target[i] == call->ignore));
         plain = !outside;
     }
-    run->valid = plain ? n : check_positions(call, s, run, m, indexed);
+    run->valid = plain ? m : check_positions(call, s, run, m, indexed);
+    run->leading = plain;
     if (weight)
         for (int i = m; i < n; i++) s->sample[i] = 0;
     if (with_upstream && !upstream_is_uniform(call)) {
