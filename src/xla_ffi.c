@@ -3,8 +3,9 @@
  *
  * Arguments, those whose bit is in `present`, in the order of xla_job.h, are dense in row-major order. Under vmap each
  * has the same number of axes more in front (`batch`), of length 1 where it is the same for all: those have stride 0.
- * An argument of the positions may have axes of length 1 elsewhere too, the logits of losses without gradient as well. Results have all axes in full: of a reduced
- * loss the value of each batch index, or else the losses; with a gradient that comes second. Activations have one.
+ * An argument of the positions may have axes of length 1 elsewhere too, and so may the logits of losses without gradient.
+ * Results have all axes in full: of a reduced loss the value of each batch index, or else the losses; with a gradient that
+ * comes second. Activations have one.
  *
  * Any number of threads may be in here at once, none of them holds Python's lock, and the gradient may lie where the
  * logits do. Nothing is kept from call to call. */
