@@ -2,7 +2,8 @@
  *
  * How positions are divided follows from shape, dtype and family alone: a row's bits and the order of every sum are then
  * the same for any number of threads. A block holds about as much as L1 and L2 like: 64 to 256 KiB of rows, or a panel of
- * columns that stays in L2 between its passes. */
+ * columns that stays in L2 between its passes; of so many classes that none does, lines as long as memory likes them, but
+ * for four blocks. */
 #include "fastxent.h"
 
 #include <stdlib.h>
@@ -56,13 +57,14 @@ static int family(const FxCall *call) {
 }
 
 static void plan_blocks(FxCall *call) {
-    const int64_t row = (call->classes ? call->classes : 1) * storage_size(call->storage);
+    const int size = storage_size(call->storage);
+    const int64_t row = (call->classes ? call->classes : 1) * size;
     int64_t width, line = call->nd ? call->shape[call->nd - 1] : 1;
     if (call->operation > FX_OP_DIVERGENCE) width = FX_ELEMENTS;
     else if (call->family == FX_ROWS)
         width = clamp(clamp(call->positions / 64, (1 << 16) / row, (1 << 18) / row), 1, FX_MAX_WIDTH);
     else if (call->family == FX_COLUMNS)
-        width = clamp((1 << 20) / row, 256 / storage_size(call->storage), FX_MAX_WIDTH) / 16 * 16;
+        width = clamp((1 << 20) / row, clamp(call->positions / 4, 256 / size, 1024 / size), FX_MAX_WIDTH) / 16 * 16;
     else width = clamp((1 << 16) / row, 16, FX_MAX_WIDTH) / 16 * 16;
     call->piece = line;
     call->pieces = 1;

@@ -50,14 +50,6 @@ static void read_saved(const FxCall *call, int64_t position, R *max, R *rest) {
     *rest = p[1];
 }
 
-/* factor, spread and value of LANES positions from j on, whose targets' logits stand in gap (and stay there). */
-static FX_INLINE void terms_at(const FxCall *call, Lanes a, int j) {
-    V equal = v_set1(0), target = v_loadr(a.gap + j);
-    if (call->operation <= FX_OP_GRAD && !call->targets_are_probs) finish_gaps(call, a, j, &equal);
-    finish_terms(call, a, j, equal);
-    v_storer(a.gap + j, target);
-}
-
 /* The first run->valid entries of s->target are the valid positions here and in tiles_run: see close_up. */
 static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     const int kind = coefficient_kind(call), logarithm = call->operation == FX_OP_LOG_SOFTMAX;
@@ -144,7 +136,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
     } else if (panel->columns) {
         column_forward(panel, a, kind);
     } else {
-        panel_forward(panel, a, kind);
+        panel_max(panel, a);
     }
     if (indexed && panel->packed_from == 0 && call->classes <= FX_TILE_CLASSES) {
         const R *tile = (const R *)s->tile; /* all of the panel's logits */
@@ -158,6 +150,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
         for (int j = 0; j < width; j++)
             a.gap[j] = read_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
     }
+    if (!call->saved && !panel->columns) panel_sum_kind(panel, a, kind);
     if (!wants_output) return;
     for (int j = width; j % LANES; j++) a.gap[j] = 0;
     if (!softmax && call->targets_are_probs) {
@@ -175,6 +168,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     Panel panel = {.call = call,
                    .scratch = s,
+                   .k = panel_scale(call),
                    .lines = run->base[FX_X],
                    .out_lines = run->base[FX_OUT],
                    .packed_from = -1,
@@ -194,103 +188,17 @@ static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int
         memset(panel.out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)run->n * SIZE);
 }
 
-#if V_SPLITS
-/* LANES rows of up to V_SPLITS classes, one behind the other: a tile that never leaves the registers. Operation for
- * operation what panel_forward and panel_write do, so a position's bits do not tell which of the two it went through. */
-static FX_INLINE void few_run(const FxCall *call, const char *p, char *to, const int64_t *target, Lanes a,
-                              const int classes) {
-    const ExpScale k = exp_scale(call->logit_scale);
-    const V zero = v_set1(0), one = v_set1(1);
-    const int indexed = call->operation <= FX_OP_LOSS_SOFTMAX, logarithm = call->operation == FX_OP_LOG_SOFTMAX;
-    V r[V_SPLITS], x[V_SPLITS], e[V_SPLITS], sum[4] = {zero, zero, zero, zero}, equal = v_set1(-1),
-                                             max = v_set1(-(R)INFINITY);
-    FX_UNROLL
-    for (int c = 0; c < classes; c++) {
-        r[c] = v_load(p + c * LANES * SIZE);
-        FX_PREFETCH(p + TILE_AHEAD + c * LANES * SIZE);
-    }
-    FX_UNROLL
-    for (int c = 0; c < classes; c++) {
-        x[c] = v_split(r, classes, c);
-        max = v_max(x[c], max);
-    }
-    if (classes == 2) { /* as below, but the exponential of 0 is known */
-        M both = v_eq(x[0], x[1]), first = v_eq(x[0], max);
-        V below = v_drop(both, v_exp(v_sub(v_select(first, x[1], x[0]), max), k));
-        e[0] = v_select(first, one, below);
-        e[1] = v_select(both, one, v_select(first, below, one));
-        sum[0] = below;
-        equal = v_keep(both, one);
-    }
-    FX_UNROLL
-    for (int c = 0; c < classes && classes > 2; c++) {
-        M top = v_eq(x[c], max);
-        e[c] = v_exp(v_sub(x[c], max), k);
-        sum[c & 3] = v_add(sum[c & 3], v_drop(top, e[c]));
-        equal = v_count(equal, top);
-    }
-    v_storer(a.max, max);
-    v_storer(a.rest, v_add(equal, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]))));
-    V t = zero, gap = zero;
-    if (indexed) {
-        t = v_indices(target);
-        FX_UNROLL
-        for (int c = 0; c < classes; c++) gap = v_select(v_eq(t, v_set1((R)c)), x[c], gap);
-        v_storer(a.gap, gap);
-    }
-    if (!to) return;
-    if (call->focal) focal_slopes(call, a, 0, LANES);
-    terms_at(call, a, 0);
-    const V factor = v_loadr(a.factor), value = v_loadr(a.value), scale = v_set1((R)call->logit_scale);
-    const M nothing = v_eq(factor, zero);
-    FX_UNROLL
-    for (int c = 0; c < classes; c++) {
-        if (logarithm) x[c] = v_fms(v_sub(x[c], max), scale, factor);
-        else x[c] = v_drop(nothing, v_mul(factor, e[c]));
-        if (call->operation <= FX_OP_GRAD) x[c] = v_select(v_eq(t, v_set1((R)c)), value, x[c]);
-    }
-    FX_UNROLL
-    for (int c = 0; c < classes; c++) v_store(to + c * LANES * SIZE, v_merge(x, classes, c));
-}
-
-static FX_NOINLINE void few_rows(const FxCall *call, const FxScratch *s, const Run *run, Lanes a, int n) {
-    const char *p = run->base[FX_X];
-    char *to = run->base[FX_OUT];
-    const int64_t panel = call->classes * LANES * SIZE;
-    for (int k = 0; k < n; k += LANES, p += panel, to = to ? to + panel : NULL) {
-        const int64_t *t = s->target + k;
-        Lanes here = lanes_from(a, k);
-        switch (call->classes) {
-        case 2: few_run(call, p, to, t, here, 2); break;
-        case 3: few_run(call, p, to, t, here, 3); break;
-        case 4: few_run(call, p, to, t, here, 4); break;
-        case 5: few_run(call, p, to, t, here, 5); break;
-        case 6: few_run(call, p, to, t, here, 6); break;
-        case 7: few_run(call, p, to, t, here, 7); break;
-        default: few_run(call, p, to, t, here, 8); break;
-        }
-    }
-}
-
-/* How many positions of the run few_rows can take: whole panels of a run without gaps. */
-static int few_fit(const FxCall *call, const Run *run, int kind) {
-    const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
-    const int64_t row = call->classes * SIZE;
-    if (call->classes < 2 || call->classes > V_SPLITS || kind != NONE || call->saved || run->index) return 0;
-    if (call->targets_are_probs || !tile_is_plain(call, x) || run->step[FX_X] != row) return 0;
-    if (out->data && (out->class_stride != SIZE || out->dtype != STORAGE || run->step[FX_OUT] != row)) return 0;
-    return run->valid / LANES * LANES;
-}
-#endif
-
 static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
     const int kind = coefficient_kind(call);
     int done = 0;
-#if V_SPLITS
+#if FEW_ROWS
     done = few_fit(call, run, kind);
     if (done) few_rows(call, s, run, a, done);
 #endif
-    Panel panel = {.call = call, .scratch = s};
+    Panel panel = {.call = call,
+                   .scratch = s,
+                   .k = panel_scale(call),
+                   .keep = wants_output && call->operation != FX_OP_LOG_SOFTMAX && call->classes <= FX_TILE_CLASSES};
     for (int k = done; k < run->valid; k += LANES) {
         tile_open(&panel, run, k);
         panel_run(call, run, &panel, lanes_from(a, k), k, kind, wants_output);

@@ -134,7 +134,7 @@ static FX_INLINE void column_finish(Lanes a, int j, ExpScale k, int kind, double
 static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind, int known) {
     const FxCall *call = panel->call;
     const int width = panel->width;
-    const ExpScale k = exp_scale(call->logit_scale);
+    const ExpScale k = panel->k;
     const V zero = v_set1(0), low = v_set1(-(R)INFINITY), slack = v_set1((R)(1 / call->logit_scale));
     const Sums nothing = {zero, zero, v_set1(-1), zero, zero, zero, zero};
     const int64_t chunks = (call->classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES;

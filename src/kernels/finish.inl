@@ -92,3 +92,11 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
     }
     v_storer(a.value + j, v_mul(upstream, value));
 }
+
+/* factor, spread and value of LANES positions from j on, whose targets' logits stand in gap (and stay there). */
+static FX_INLINE void terms_at(const FxCall *call, Lanes a, int j) {
+    V equal = v_set1(0), target = v_loadr(a.gap + j);
+    if (call->operation <= FX_OP_GRAD && !call->targets_are_probs) finish_gaps(call, a, j, &equal);
+    finish_terms(call, a, j, equal);
+    v_storer(a.gap + j, target);
+}

@@ -19,11 +19,17 @@
 #define v_stream_pair(p, a, b) ((void)0)
 #endif
 #if FX_CAT(V_QUADS_, FX_STORAGE)
-#define V_QUADS      1
+#define V_QUADS      FX_CAT(V_QUADS_, FX_STORAGE)
 #define v_load_quads FX_CAT(v_load_quads_, FX_STORAGE)
+#if V_QUADS > 1
+#define v_store_quads FX_CAT(v_store_quads_, FX_STORAGE)
 #else
-#define V_QUADS                       0
-#define v_load_quads(rows, offset, r) ((void)0)
+#define v_store_quads(rows, offset, r) ((void)0)
+#endif
+#else
+#define V_QUADS                        0
+#define v_load_quads(rows, offset, r)  ((void)0)
+#define v_store_quads(rows, offset, r) ((void)0)
 #endif
 #define V_HALVES                  FX_CAT(V_HALVES_, FX_STORAGE) /* 0 where it is not defined */
 #define v_load_tail_r(p, n, fill) FX_CAT(v_load_tail_, FX_REAL_NAME)((const char *)(p), n, fill)
@@ -53,6 +59,7 @@ void KERNEL(linear)(FxCall *call, FxScratch *s, int64_t block);
 #include "top.inl"
 #include "order.inl"
 #include "statistics.inl"
+#include "few.inl"
 #include "block.inl"
 #include "divergence.inl"
 #include "elementwise.inl"

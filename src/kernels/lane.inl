@@ -42,8 +42,13 @@ typedef struct {
     char *out_lines;
     const char *ahead;   /* FX_TILES: what is read later, as large as the tile's own memory */
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
+    ExpScale k;          /* panel_scale */
     int width, columns;
+    int keep,
+        kept; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, and have */
 } Panel;
+
+static FX_INLINE ExpScale panel_scale(const FxCall *call) { return exp_scale(call->transform ? 1 : call->logit_scale); }
 
 static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
     return a->class_stride == SIZE && a->dtype == STORAGE && !a->swapped && !call->transform;
@@ -52,6 +57,12 @@ static FX_INLINE int tile_is_plain(const FxCall *call, const FxOperand *a) {
 /* n classes from c0 of LANES rows into a tile, one line a class. */
 static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c0, int n) {
     int c = 0;
+    for (; V_QUADS > 1 && c + 4 <= n; c += 4) {
+        V r[4];
+        v_load_quads(row, (c0 + c) * SIZE, r);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) v_storer(tile + (c + u) * LANES, r[u]);
+    }
     for (; c + LANES <= n; c += LANES) {
         V r[LANES];
         FX_UNROLL
@@ -63,7 +74,8 @@ static FX_INLINE void tile_transpose(R *tile, const char *const row[], int64_t c
     if (V_QUADS && c < n && n - c <= 4 && n >= 4) { /* the last four, of which some may be there already */
         V r[4];
         v_load_quads(row, (c0 + n - 4) * SIZE, r);
-        for (; c < n; c++) v_storer(tile + c * LANES, r[c - n + 4]);
+        FX_UNROLL
+        for (int u = 0; u < 4; u++) v_storer(tile + (n - 4 + u) * LANES, r[u]);
     } else if (n - c <= LANES / 4) {
         for (; c < n; c++) {
             FX_UNROLL
@@ -161,85 +173,115 @@ typedef struct {
     V total, lost, equal, dot, dot_lost, mass, mass_lost;
 } Sums;
 
-/* A tile's LANES positions through up to LINES classes. */
-static FX_INLINE void panel_sum_lines(Sums *s, V max, const char *p, int64_t d, int n, ExpScale k, int kind,
-                                      const R *coefficient, int per_lane, const char *ahead) {
-    const V zero = v_set1(0);
-    V sum[4] = {zero, zero, zero, zero}, moment = zero, mass = zero;
-    for (int c = 0; c < n; c += 4) {
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) {
-            if (c + u == n) break;
-            V x = line_load(p, 0, 0), y = v_sub(x, max);
-            if (u * LANES * SIZE % 64 == 0) FX_PREFETCH(ahead + (c + u) * LANES * SIZE);
-            M top = v_eq(x, max);
-            p += d;
-            V e = v_drop(top, v_exp(y, k));
-            sum[u] = v_add(sum[u], e);
-            s->equal = v_count(s->equal, top);
-            if (kind == ARRAY) {
-                V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
-                mass = v_add(mass, w);
-                moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
-            } else if (kind == UNIFORM) {
-                moment = v_sub(moment, y);
-            } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-                moment = v_fnma(e, v_max(k.lowest, y), moment);
-            }
+/* What a stretch of classes adds up. */
+typedef struct {
+    V sum[4], moment, mass;
+    N equal;
+} Stretch;
+
+/* `count` classes from c on of a tile's LANES positions, side by side, into sums `at` and on. */
+static FX_INLINE void panel_add(Stretch *s, V max, R *p, int c, const int at, const int count, ExpScale k, int kind,
+                                const R *coefficient, int per_lane, int keep) {
+    V x[4], y[4], e[4];
+    FX_UNROLL
+    for (int u = 0; u < count; u++) x[u] = v_loadr(p + (c + u) * LANES);
+    FX_UNROLL
+    for (int u = 0; u < count; u++) y[u] = v_sub(x[u], max);
+    v_exps(e, y, count, k);
+    FX_UNROLL
+    for (int u = 0; u < count && keep; u++) v_storer(p + (c + u) * LANES, e[u]);
+    FX_UNROLL
+    for (int u = 0; u < count; u++) {
+        M top = v_eq(x[u], max);
+        e[u] = v_drop(top, e[u]);
+        s->sum[at + u] = v_add(s->sum[at + u], e[u]);
+        s->equal = v_tally(s->equal, top);
+        if (kind == ARRAY) {
+            V w = per_lane ? v_loadr(coefficient + (c + u) * LANES) : v_set1(coefficient[c + u]);
+            s->mass = v_add(s->mass, w);
+            s->moment = v_fnma(w, v_drop(v_eq(w, v_set1(0)), y[u]), s->moment);
+        } else if (kind == UNIFORM) {
+            s->moment = v_sub(s->moment, y[u]);
+        } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
+            s->moment = v_fnma(e[u], v_max(k.lowest, y[u]), s->moment);
         }
     }
-    add_exactly(&s->total, &s->lost, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
-    if (kind != NONE) add_exactly(&s->dot, &s->dot_lost, moment);
-    if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, mass);
 }
 
-static FX_INLINE void panel_sum(Panel *panel, Lanes a, int kind) {
+/* Up to LINES classes. */
+static FX_INLINE void panel_sum_lines(Sums *s, N *equal, V max, R *p, int n, ExpScale k, int kind, const R *coefficient,
+                                      int per_lane, const char *ahead, int keep) {
+    const V zero = v_set1(0);
+    Stretch t = {{zero, zero, zero, zero}, zero, zero, *equal};
+    int c = 0;
+    for (; c + 4 <= n; c += 4) {
+        FX_UNROLL
+        for (int b = 0; b < 4 * LANES * SIZE; b += 64) FX_PREFETCH(ahead + c * LANES * SIZE + b);
+        panel_add(&t, max, p, c, 0, 4, k, kind, coefficient, per_lane, keep);
+    }
+    for (int b = c * LANES * SIZE; b < n * LANES * SIZE; b += 64) FX_PREFETCH(ahead + b);
+    if (c < n) panel_add(&t, max, p, c, 0, 1, k, kind, coefficient, per_lane, keep);
+    if (c + 1 < n) panel_add(&t, max, p, c + 1, 1, 1, k, kind, coefficient, per_lane, keep);
+    if (c + 2 < n) panel_add(&t, max, p, c + 2, 2, 1, k, kind, coefficient, per_lane, keep);
+    *equal = t.equal;
+    add_exactly(&s->total, &s->lost, v_add(v_add(t.sum[0], t.sum[1]), v_add(t.sum[2], t.sum[3])));
+    if (kind != NONE) add_exactly(&s->dot, &s->dot_lost, t.moment);
+    if (kind == ARRAY) add_exactly(&s->mass, &s->mass_lost, t.mass);
+}
+
+static FX_INLINE void panel_sum(Panel *panel, Lanes a, int kind, int keep) {
     const FxCall *call = panel->call;
     const int per_lane = call->targets_are_probs;
-    const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
+    const ExpScale k = panel->k;
     const V zero = v_set1(0), max = v_loadr(a.max);
-    Sums s = {zero, zero, v_set1(-1), zero, zero, zero, zero};
+    Sums s = {zero, zero, zero, zero, zero, zero, zero};
+    N equal = v_none();
     for (int64_t c0 = 0; c0 < call->classes; c0 += FX_TILE_CLASSES) {
         int n = call->classes - c0 < FX_TILE_CLASSES ? (int)(call->classes - c0) : FX_TILE_CLASSES;
         int64_t d;
-        const char *p = panel_lines(panel, c0, n, &d, 0);
+        R *p = (R *)panel_lines(panel, c0, n, &d, 0); /* the tile */
         const R *w = NULL;
         if (kind == ARRAY) w = per_lane ? panel_coefficients(panel, c0, n) : (const R *)call->class_weight_r + c0;
         for (int c = 0; c < n; c += LINES)
-            panel_sum_lines(&s, max, p + c * d, d, n - c < LINES ? n - c : LINES, k, kind,
+            panel_sum_lines(&s, &equal, max, p + c * LANES, n - c < LINES ? n - c : LINES, k, kind,
                             kind == ARRAY ? w + (per_lane ? c * LANES : c) : NULL, per_lane,
-                            panel->ahead + (c0 + c) * LANES * SIZE);
+                            panel->ahead + (c0 + c) * LANES * SIZE, keep);
     }
+    panel->kept = keep;
     /* The sum over those below the maximum, and of those that equal it all but one. */
     if (kind != NONE) v_storer(a.dot, with_lost(s.dot, s.dot_lost));
     if (kind == ARRAY) v_storer(a.mass, with_lost(s.mass, s.mass_lost));
+    s.equal = v_sub(v_tallied(equal), v_set1(1));
     v_storer(a.rest, v_add(s.equal, v_add(s.total, s.lost)));
 }
 
-static FX_INLINE void panel_forward_as(Panel *panel, Lanes a, int kind) {
-    panel_max(panel, a);
-    panel_sum(panel, a, kind);
+/* Each in a function of its own, whose registers are not shared with the others. */
+static FX_NOINLINE void panel_sum_none(Panel *panel, Lanes a) {
+    if (panel->keep) panel_sum(panel, a, NONE, 1);
+    else panel_sum(panel, a, NONE, 0);
 }
+static FX_NOINLINE void panel_sum_uniform(Panel *panel, Lanes a) { panel_sum(panel, a, UNIFORM, panel->keep); }
+static FX_NOINLINE void panel_sum_array(Panel *panel, Lanes a) { panel_sum(panel, a, ARRAY, panel->keep); }
 
-static FX_INLINE void panel_forward(Panel *panel, Lanes a, int kind) {
-    if (kind == NONE) panel_forward_as(panel, a, NONE);
-    else if (kind == UNIFORM) panel_forward_as(panel, a, UNIFORM);
-    else panel_forward_as(panel, a, ARRAY);
+static FX_INLINE void panel_sum_kind(Panel *panel, Lanes a, int kind) {
+    if (kind == NONE) panel_sum_none(panel, a);
+    else if (kind == UNIFORM) panel_sum_uniform(panel, a);
+    else panel_sum_array(panel, a);
 }
 
 /* One class for all positions of a panel, written over `to` (storage type for columns, else compute type). own: the class,
- * whose positions in a.mass take a.value here and now, if lines are streamed; else -1. */
+ * whose positions in a.mass take a.value here and now, if lines are streamed; else -1. kept: exponentials stand at p. */
 static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes a, ExpScale k, V scale, int kind,
                                        const R *coefficient, int per_lane, const R *slope, int logarithm, int columns,
-                                       int64_t own, int stream) {
+                                       int64_t own, int stream, int kept) {
     for (int j = 0; j < width; j += LANES) {
-        V d = v_sub(line_load_last(p, j, width, columns), v_loadr(a.max + j)), y;
+        V x = line_load_last(p, j, width, columns), d = v_sub(x, v_loadr(a.max + j)), y;
         if (logarithm) {
             y = v_fms(d, scale, v_loadr(a.factor + j));
         } else {
             V factor = v_loadr(a.factor + j);
             /* An invalid position (factor 0) is 0 whatever its logits hold; a valid one may be NaN. */
-            y = v_drop(v_eq(factor, v_set1(0)), v_mul(factor, v_exp(d, k)));
+            y = v_drop(v_eq(factor, v_set1(0)), v_mul(factor, kept ? x : v_exp(d, k)));
             if (kind == UNIFORM) y = v_sub(y, v_loadr(a.spread + j));
             if (kind == ARRAY) {
                 V w = per_lane ? v_loadr(coefficient + j) : v_set1(coefficient[0]);
@@ -268,7 +310,15 @@ static int column_streams(const Panel *panel) {
 static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
     const FxOperand *out = &panel->call->operand[FX_OUT];
     if (out->class_stride == SIZE && out->dtype == STORAGE) {
-        for (int c = 0; c < n; c += LANES) {
+        const int fours = V_QUADS > 1 && panel->width == LANES && n >= 4;
+        for (int c = 0; fours && c < n; c += 4) {
+            const int at = c + 4 <= n ? c : n - 4; /* the last four, of which some are there already */
+            V r[4];
+            FX_UNROLL
+            for (int u = 0; u < 4; u++) r[u] = v_loadr(tile + (at + u) * LANES);
+            v_store_quads(panel->out, (c0 + at) * SIZE, r);
+        }
+        for (int c = 0; !fours && c < n; c += LANES) {
             V r[LANES];
             FX_UNROLL
             for (int l = 0; l < LANES; l++) r[l] = v_loadr(tile + (c + l) * LANES);
@@ -291,13 +341,13 @@ static FX_NOINLINE void tile_emit(Panel *panel, R *tile, int64_t c0, int n) {
 
 /* The gradient, softmax or log-softmax of a panel. at[j]: the class that takes value[j], or -1; NULL: none does. */
 static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns,
-                                     int stream) {
+                                     int stream, int kept) {
     const FxCall *call = panel->call;
     const FxOperand *out = &call->operand[FX_OUT];
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
     const int64_t step = columns ? call->classes : FX_TILE_CLASSES;
     const double scale = call->transform ? 1 : call->logit_scale;
-    const ExpScale k = exp_scale(scale);
+    const ExpScale k = panel->k;
     const int chain = call->transform && call->operation <= FX_OP_GRAD;
     if (stream && at) /* columns have no class probabilities, whose mass it would be */
         for (int j = 0; j < width; j++) a.mass[j] = (R)at[j];
@@ -311,7 +361,7 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
         for (int64_t c = 0; c < n; c++)
             panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
                              w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
-                             logarithm, columns, stream && at ? c : -1, stream);
+                             logarithm, columns, stream && at ? c : -1, stream, kept);
         if (at && !stream)
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
@@ -322,20 +372,25 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
         if (columns) continue;
         tile_emit(panel, (R *)panel->scratch->tile, c0, (int)n);
         panel->packed_from = -1; /* the results stand where the logits stood */
+        panel->kept = 0;
     }
 }
 
-/* By kind of coefficients; `columns` and `stream` are known when it is compiled. */
-static FX_INLINE void panel_write_kind(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm, int columns,
-                                       int stream) {
-    if (logarithm) panel_write_as(panel, a, at, NONE, 1, columns, stream);
-    else if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, columns, stream);
-    else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, columns, stream);
-    else panel_write_as(panel, a, at, ARRAY, 0, columns, stream);
+/* By kind of coefficients; the other numbers are known when it is compiled. */
+static FX_INLINE void panel_write_kind(Panel *panel, Lanes a, const int64_t at[], int kind, int columns, int stream,
+                                       int kept) {
+    if (kind == NONE) panel_write_as(panel, a, at, NONE, 0, columns, stream, kept);
+    else if (kind == UNIFORM) panel_write_as(panel, a, at, UNIFORM, 0, columns, stream, kept);
+    else panel_write_as(panel, a, at, ARRAY, 0, columns, stream, kept);
 }
 
 static FX_INLINE void panel_write(Panel *panel, Lanes a, const int64_t at[], int kind, int logarithm) {
-    if (!panel->columns) panel_write_kind(panel, a, at, kind, logarithm, 0, 0);
-    else if (column_streams(panel)) panel_write_kind(panel, a, at, kind, logarithm, 1, 1);
-    else panel_write_kind(panel, a, at, kind, logarithm, 1, 0);
+    const int stream = panel->columns && column_streams(panel);
+    if (logarithm && stream) panel_write_as(panel, a, at, NONE, 1, 1, 1, 0);
+    else if (logarithm && panel->columns) panel_write_as(panel, a, at, NONE, 1, 1, 0, 0);
+    else if (logarithm) panel_write_as(panel, a, at, NONE, 1, 0, 0, 0);
+    else if (stream) panel_write_kind(panel, a, at, kind, 1, 1, 0);
+    else if (panel->columns) panel_write_kind(panel, a, at, kind, 1, 0, 0);
+    else if (panel->kept) panel_write_kind(panel, a, at, kind, 0, 0, 1);
+    else panel_write_kind(panel, a, at, kind, 0, 0, 0);
 }

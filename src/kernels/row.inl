@@ -156,30 +156,30 @@ static FX_INLINE R row_peek(const FxCall *call, const char *x) {
 
 /* What a sweep holds in registers. */
 typedef struct {
-    V even, odd, total, lost, moment[2], mass, below;
+    V even, odd, total, lost, moment[2], mass;
+    N equal;
 } RowSweep;
 
-/* One group of vectors, at class i, joins the sweep. `left` counts the classes from i on, or is GROUP: all are there. */
-static FX_INLINE void row_add_group(RowSweep *w, V v[4], V r, V top, ExpScale k, int kind, int how,
+/* One group of vectors, at class i, joins the sweep. `left` counts the classes from i on, or is GROUP: all are there.
+ * most: the largest logit of each four. */
+static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, V r, V top, ExpScale k, int kind, int how,
                                     const R *coefficient, int64_t left, R *kept) {
     const V zero = v_set1(0), one = v_set1(1);
-    V e[4];
-    M below[4];
+    V v[4], e[4];
     FX_UNROLL
-    for (int u = 0; u < 4; u++) {
-        below[u] = v_ne(v[u], top);
-        v[u] = v_sub(v[u], r);
-    }
+    for (int u = 0; u < 4; u++) v[u] = v_sub(x[u], r);
     v_exps(e, v, 4, k);
     if (kept) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) v_storer(kept + u * LANES, e[u]);
     }
-    if (how == BELOW) {
+    /* Where masks are not free, the few groups that have the maximum are worth a branch. */
+    if (how == BELOW && (!V_BRANCHES || v_any(v_eq(most, top)))) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
-            e[u] = v_keep(below[u], e[u]);
-            w->below = v_count(w->below, below[u]);
+            M equal = v_eq(x[u], top);
+            e[u] = v_drop(equal, e[u]);
+            w->equal = v_tally(w->equal, equal);
         }
     }
     /* Two sums in turn: half as many roundings in each. */
@@ -227,7 +227,7 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
                                  int direct, int paired, int kind, int how, const R *coefficient, const char *ahead,
                                  R *kept) {
     const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0);
-    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, zero};
+    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, v_none()};
     const int64_t first = i, full = n - GROUP, chain = (kind == NONE ? 16 : 8) * GROUP;
     V v[4];
     int above = 0;
@@ -237,28 +237,29 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
             if (direct)
                 for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
             row_group(v, p, i, n, direct, paired);
-            if (how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))))) {
+            const V most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+            if (how == WATCH && v_any(v_lt(top, most))) {
                 above = 1;
                 break;
             }
-            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP,
+            row_add_group(&w, v, most, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP,
                           kept ? kept + i : NULL);
         }
         row_settle(&w, sums, kind);
     }
     if (i < n && !above) {
         row_group(v, p, i, n, direct, paired);
-        above = how == WATCH && v_any(v_lt(top, v_max(v_max(v[0], v[1]), v_max(v[2], v[3]))));
+        const V most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        above = how == WATCH && v_any(v_lt(top, most));
         if (!above) {
-            row_add_group(&w, v, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i,
+            row_add_group(&w, v, most, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i,
                           kept ? kept + i : NULL);
             row_settle(&w, sums, kind);
             i = n;
         }
     }
     if (kind != NONE && kind != ARRAY) sums->weight += (double)(i - first);
-    /* Of a ragged group's filling as well: it is below the maximum, or the row has none. */
-    if (how == BELOW) sums->equal += (double)((i - first + GROUP - 1) / GROUP * GROUP) - v_hsum(w.below);
+    if (how == BELOW) sums->equal += v_hsum(v_tallied(w.equal));
     double add = v_hsum(with_lost(w.total, w.lost)), all = sums->total + add;
     sums->lost += sums->total > add ? (sums->total - all) + add : (add - all) + sums->total; /* Neumaier */
     sums->total = all;

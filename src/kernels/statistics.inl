@@ -166,19 +166,24 @@ static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, La
     for (int j = panel->width; j % LANES; j++) a.top[j] = 0;
     score_order(panel, a, s->argmax + first, s->rank + first, target, columns);
     if (columns) column_forward_as(panel, a, ENTROPY, 1);
-    else panel_sum(panel, a, ENTROPY);
+    else panel_sum(panel, a, ENTROPY, 0);
     for (int j = 0; j < panel->width; j += LANES)
         v_storer(a.dot + j, v_mul(v_set1((R)call->logit_scale), v_loadr(a.dot + j)));
 }
 
 static void score_columns(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
-    Panel panel = {
-        .call = call, .scratch = s, .lines = run->base[FX_X], .packed_from = -1, .width = run->n, .columns = 1};
+    Panel panel = {.call = call,
+                   .scratch = s,
+                   .k = panel_scale(call),
+                   .lines = run->base[FX_X],
+                   .packed_from = -1,
+                   .width = run->n,
+                   .columns = 1};
     if (run->valid) score_panel(call, run, &panel, a, 0, 1);
 }
 
 static void score_tiles(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
-    Panel panel = {.call = call, .scratch = s};
+    Panel panel = {.call = call, .scratch = s, .k = panel_scale(call)};
     for (int k = 0; k < run->valid; k += LANES) {
         tile_open(&panel, run, k);
         score_panel(call, run, &panel, lanes_from(a, k), k, 0);

@@ -2,21 +2,24 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define V_QUADS_f32 1
-
 typedef float R;
 typedef __m256 V;
 typedef __m256 M; /* all ones or all zeros in each lane */
 enum { LANES = 8 };
 
-/* 2^n is made by moving n + 127 into the exponent, so n stops at -126: what lies lower is flushed to 0. */
-#define EXP_LOWEST     (-87.336f)
+/* -127·ln 2: there 2^n is 127 - 127 in the exponent and nothing below it, that is 0, and so is what lies lower. Powers between
+ * 2^-127 and 2^-126 come out as some subnormal number. */
+#define EXP_LOWEST     (-88.029692f)
+#define V_BRANCHES     1
 #define V_SPLITS       0
+#define V_QUADS_f32    2
+#define V_QUADS_f16    2
+#define V_QUADS_bf16   2
 #define V_PAIRS_bf16   1
 #define V_HALVES_f16   1
 #define EXP_TABLE_BITS 3
 enum { EXP_FUSED = 1 };
-enum { EXP_FLUSHES = 1 };
+enum { EXP_FLUSHES = 0 };
 
 static inline V v_set1(R a) { return _mm256_set1_ps(a); }
 static inline V v_loadr(const void *p) { return _mm256_loadu_ps(p); }
@@ -42,16 +45,21 @@ static inline V v_select(M k, V a, V b) { return _mm256_blendv_ps(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_ps(k, a); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
+typedef __m256i N; /* a true mask is -1 */
+static inline N v_none(void) { return _mm256_setzero_si256(); }
+static inline N v_tally(N n, M k) { return _mm256_sub_epi32(n, _mm256_castps_si256(k)); }
+static inline V v_tallied(N n) { return _mm256_cvtepi32_ps(n); }
 static inline int v_any(M k) { return _mm256_movemask_ps(k) != 0; }
 static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_ps(k); }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
 
-/* The power's fraction by a permutation (it looks at the last three bits), its exponent from the bits above them. */
+/* n in eighths, moved so that whole ones are exponents, and a table of 2^(i/8), looked up by a permutation (which looks at
+ * the last three bits), that takes back what the eighths add to the mantissa: i·2^20. */
 static inline V v_exp2(V y, V n, V r) {
-    const V powers = _mm256_setr_ps(0x1p0f, 0x1.172b84p0f, 0x1.306fe0p0f, 0x1.4bfdaep0f, 0x1.6a09e6p0f, 0x1.8ace54p0f,
-                                    0x1.ae89fap0f, 0x1.d5818ep0f);
-    __m256i i = _mm256_castps_si256(y), t = _mm256_castps_si256(_mm256_permutevar8x32_ps(powers, i));
-    V s = _mm256_castsi256_ps(_mm256_add_epi32(t, _mm256_slli_epi32(_mm256_srai_epi32(i, 3), 23)));
+    const __m256i powers = _mm256_setr_epi32(0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a,
+                                             0x3f7744fd, 0x3f7ac0c7);
+    __m256i i = _mm256_castps_si256(y), t = _mm256_permutevar8x32_epi32(powers, i);
+    V s = _mm256_castsi256_ps(_mm256_add_epi32(t, _mm256_slli_epi32(i, 20)));
     (void)n;
     return v_fma(s, r, s);
 }
@@ -98,13 +106,9 @@ static inline void v_transpose(V r[8]) {
 }
 
 static inline __m256i v_tail_mask(int n) { return _mm256_castps_si256(v_first(n)); }
-static inline void v_load_quads_f32(const char *const row[], int64_t offset, V r[4]) {
+/* q[j]: four elements of row j below those of row j + 4. */
+static inline void v_quads(const __m256 q[4], V r[4]) {
     __m256d t[4];
-    __m256 q[4];
-    for (int j = 0; j < 4; j++) { /* rows j and j + 4 */
-        q[j] = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(row[j] + offset)));
-        q[j] = _mm256_insertf128_ps(q[j], _mm_loadu_ps((const float *)(row[j + 4] + offset)), 1);
-    }
     for (int j = 0; j < 4; j += 2) {
         t[j] = _mm256_castps_pd(_mm256_unpacklo_ps(q[j], q[j + 1]));
         t[j + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(q[j], q[j + 1]));
@@ -113,6 +117,38 @@ static inline void v_load_quads_f32(const char *const row[], int64_t offset, V r
         r[2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(t[j], t[j + 2]));
         r[2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(t[j], t[j + 2]));
     }
+}
+static inline void v_load_quads_f32(const char *const row[], int64_t offset, V r[4]) {
+    __m256 q[4];
+    for (int j = 0; j < 4; j++) {
+        q[j] = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(row[j] + offset)));
+        q[j] = _mm256_insertf128_ps(q[j], _mm_loadu_ps((const float *)(row[j + 4] + offset)), 1);
+    }
+    v_quads(q, r);
+}
+
+/* The reverse of v_quads: rows 0 … 3 are the low halves of q. */
+static inline void v_unquads(const V r[4], __m256 q[4]) {
+    for (int i = 0; i < 2; i++) {
+        __m256 a = i ? _mm256_unpackhi_ps(r[0], r[1]) : _mm256_unpacklo_ps(r[0], r[1]);
+        __m256 b = i ? _mm256_unpackhi_ps(r[2], r[3]) : _mm256_unpacklo_ps(r[2], r[3]);
+        q[2 * i] = _mm256_shuffle_ps(a, b, 0x44);
+        q[2 * i + 1] = _mm256_shuffle_ps(a, b, 0xee);
+    }
+}
+static inline void v_store_quads_f32(char *const row[], int64_t offset, const V r[4]) {
+    __m256 q[4];
+    v_unquads(r, q);
+    for (int j = 0; j < 4; j++) {
+        _mm_storeu_ps((float *)(row[j] + offset), _mm256_castps256_ps128(q[j]));
+        _mm_storeu_ps((float *)(row[j + 4] + offset), _mm256_extractf128_ps(q[j], 1));
+    }
+}
+/* Numbers below 2^31. */
+static inline V v_indices(const int64_t *p) {
+    __m256 a = _mm256_loadu_ps((const float *)p), b = _mm256_loadu_ps((const float *)(p + 4));
+    __m256i low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_cvtepi32_ps(_mm256_permute4x64_epi64(low, 0xd8));
 }
 
 static inline V v_load_f32(const char *p) { return _mm256_loadu_ps((const float *)p); }
@@ -155,6 +191,28 @@ static inline __m128i v_narrow_bf16(V a) {
     __m256i r = _mm256_srli_epi32(v_round_bf16(a), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
 }
+static inline __m128i v_two_quads(const char *a, const char *b) {
+    return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)a), _mm_loadl_epi64((const __m128i *)b));
+}
+static inline void v_load_quads_bf16(const char *const row[], int64_t offset, V r[4]) {
+    __m256 q[4];
+    for (int j = 0; j < 4; j++) q[j] = v_widen_bf16(v_two_quads(row[j] + offset, row[j + 4] + offset));
+    v_quads(q, r);
+}
+static inline void v_load_quads_f16(const char *const row[], int64_t offset, V r[4]) {
+    __m256 q[4];
+    for (int j = 0; j < 4; j++) q[j] = _mm256_cvtph_ps(v_two_quads(row[j] + offset, row[j + 4] + offset));
+    v_quads(q, r);
+}
+static inline void v_store_two_quads(char *a, char *b, __m128i h) {
+    _mm_storel_epi64((__m128i *)a, h);
+    _mm_storel_epi64((__m128i *)b, _mm_unpackhi_epi64(h, h));
+}
+static inline void v_store_quads_bf16(char *const row[], int64_t offset, const V r[4]) {
+    __m256 q[4];
+    v_unquads(r, q);
+    for (int j = 0; j < 4; j++) v_store_two_quads(row[j] + offset, row[j + 4] + offset, v_narrow_bf16(q[j]));
+}
 /* 16 elements: the even ones in a, the odd ones in b. */
 static inline void v_load_pair_bf16(const char *p, V *a, V *b) {
     __m256i u = _mm256_loadu_si256((const __m256i *)p);
@@ -175,6 +233,11 @@ static inline void v_store_tail_bf16(char *p, V a, int n) { v_put_halves(p, v_na
 static inline void v_stream_bf16(char *p, V a) { _mm_stream_si128((__m128i *)p, v_narrow_bf16(a)); }
 
 static inline __m128i v_narrow_f16(V a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline void v_store_quads_f16(char *const row[], int64_t offset, const V r[4]) {
+    __m256 q[4];
+    v_unquads(r, q);
+    for (int j = 0; j < 4; j++) v_store_two_quads(row[j] + offset, row[j + 4] + offset, v_narrow_f16(q[j]));
+}
 static inline V v_load_f16(const char *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline V v_load_tail_f16(const char *p, int n, V fill) {
     return v_select(v_first(n), _mm256_cvtph_ps(v_tail_halves(p, n)), fill);

@@ -8,7 +8,9 @@ typedef __m256d M;
 enum { LANES = 4 };
 
 #define EXP_LOWEST     (-708.39)
+#define V_BRANCHES     1
 #define V_SPLITS       0
+#define V_QUADS_f64    2
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
 enum { EXP_FLUSHES = 1 };
@@ -37,6 +39,13 @@ static inline V v_select(M k, V a, V b) { return _mm256_blendv_pd(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_pd(k, a); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
+typedef __m256i N; /* a true mask is -1 */
+static inline N v_none(void) { return _mm256_setzero_si256(); }
+static inline N v_tally(N n, M k) { return _mm256_sub_epi64(n, _mm256_castpd_si256(k)); }
+static inline V v_tallied(N n) { /* behind the point of 2^52 */
+    const V magic = _mm256_set1_pd(0x1p52);
+    return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(n), magic), magic);
+}
 static inline int v_any(M k) { return _mm256_movemask_pd(k) != 0; }
 static inline unsigned v_bits(M k) { return (unsigned)_mm256_movemask_pd(k); }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
@@ -80,6 +89,32 @@ static inline void v_transpose(V r[4]) {
 }
 
 static inline __m256i v_tail_mask(int n) { return _mm256_castpd_si256(v_first(n)); }
+static inline void v_load_quads_f64(const char *const row[], int64_t offset, V r[4]) {
+    for (int j = 0; j < 4; j += 2) { /* elements j and j + 1: rows 0 and 2 in a, rows 1 and 3 in b */
+        const int64_t at = offset + 8 * j;
+        __m256d a = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)(row[0] + at)));
+        __m256d b = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)(row[1] + at)));
+        a = _mm256_insertf128_pd(a, _mm_loadu_pd((const double *)(row[2] + at)), 1);
+        b = _mm256_insertf128_pd(b, _mm_loadu_pd((const double *)(row[3] + at)), 1);
+        r[j] = _mm256_unpacklo_pd(a, b);
+        r[j + 1] = _mm256_unpackhi_pd(a, b);
+    }
+}
+static inline void v_store_quads_f64(char *const row[], int64_t offset, const V r[4]) {
+    for (int j = 0; j < 4; j += 2) {
+        const int64_t at = offset + 8 * j;
+        __m256d a = _mm256_unpacklo_pd(r[j], r[j + 1]), b = _mm256_unpackhi_pd(r[j], r[j + 1]);
+        _mm_storeu_pd((double *)(row[0] + at), _mm256_castpd256_pd128(a));
+        _mm_storeu_pd((double *)(row[1] + at), _mm256_castpd256_pd128(b));
+        _mm_storeu_pd((double *)(row[2] + at), _mm256_extractf128_pd(a, 1));
+        _mm_storeu_pd((double *)(row[3] + at), _mm256_extractf128_pd(b, 1));
+    }
+}
+static inline V v_indices(const int64_t *p) {
+    __m256i low =
+        _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)p), _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    return _mm256_cvtepi32_pd(_mm256_castsi256_si128(low));
+}
 static inline V v_load_f64(const char *p) { return _mm256_loadu_pd((const double *)p); }
 static inline V v_load_tail_f64(const char *p, int n, V fill) {
     return v_select(v_first(n), _mm256_maskload_pd((const double *)p, v_tail_mask(n)), fill);

@@ -9,6 +9,7 @@ enum { LANES = 16 };
 
 /* 2^-151.5 rounds to 0 in scalef, so -inf needs no case of its own. */
 #define EXP_LOWEST     (-105.0f)
+#define V_BRANCHES     0
 #define V_SPLITS       8
 #define V_PAIRS_bf16   1
 #define V_HALVES_f16   1
@@ -44,6 +45,10 @@ static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_ps(k, b, a); 
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_ps((M)~k, a); }
 static inline V v_count(V n, M k) { return _mm512_mask_add_ps(n, k, n, v_set1(1)); }
+typedef V N;
+static inline N v_none(void) { return v_set1(0); }
+static inline N v_tally(N n, M k) { return v_count(n, k); }
+static inline V v_tallied(N n) { return n; }
 static inline int v_any(M k) { return k != 0; }
 static inline unsigned v_bits(M k) { return k; }
 static inline M v_first(int n) { return (M)((1u << n) - 1u); }

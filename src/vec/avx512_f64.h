@@ -8,6 +8,7 @@ typedef __mmask8 M;
 enum { LANES = 8 };
 
 #define EXP_LOWEST     (-747.0)
+#define V_BRANCHES     0
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
@@ -37,6 +38,10 @@ static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_pd(k, b, a); 
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_pd((M)~k, a); }
 static inline V v_count(V n, M k) { return _mm512_mask_add_pd(n, k, n, v_set1(1)); }
+typedef V N;
+static inline N v_none(void) { return v_set1(0); }
+static inline N v_tally(N n, M k) { return v_count(n, k); }
+static inline V v_tallied(N n) { return n; }
 static inline int v_any(M k) { return k != 0; }
 static inline unsigned v_bits(M k) { return k; }
 static inline M v_first(int n) { return (M)((1u << n) - 1u); }

@@ -9,6 +9,7 @@ typedef uint32x4_t M;
 enum { LANES = 4 };
 
 #define EXP_LOWEST     (-87.336f)
+#define V_BRANCHES     0
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
@@ -42,6 +43,10 @@ static inline V v_select(M k, V a, V b) { return vbslq_f32(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f32_u32(vandq_u32(k, vreinterpretq_u32_f32(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), k)); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
+typedef V N;
+static inline N v_none(void) { return v_set1(0); }
+static inline N v_tally(N n, M k) { return v_count(n, k); }
+static inline V v_tallied(N n) { return n; }
 static inline int v_any(M k) { return vmaxvq_u32(k) != 0; }
 static inline unsigned v_bits(M k) {
     const uint32_t bit[4] = {1, 2, 4, 8};

@@ -9,6 +9,7 @@ typedef uint64x2_t M;
 enum { LANES = 2 };
 
 #define EXP_LOWEST     (-708.39)
+#define V_BRANCHES     0
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
@@ -40,6 +41,10 @@ static inline V v_keep(M k, V a) { return vreinterpretq_f64_u64(vandq_u64(k, vre
 static inline V v_drop(M k, V a) { return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(a), k)); }
 static inline unsigned v_bits(M k) { return (unsigned)((vgetq_lane_u64(k, 0) & 1) | (vgetq_lane_u64(k, 1) & 2)); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
+typedef V N;
+static inline N v_none(void) { return v_set1(0); }
+static inline N v_tally(N n, M k) { return v_count(n, k); }
+static inline V v_tallied(N n) { return n; }
 static inline int v_any(M k) { return v_bits(k) != 0; }
 static inline M v_first(int n) { return v_lt(v_iota(), v_set1((R)n)); }
 

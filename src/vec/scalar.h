@@ -11,6 +11,7 @@ typedef int M;
 enum { LANES = 1 };
 
 #define EXP_LOWEST     (sizeof(R) == 4 ? (R) - 87.336 : (R) - 708.39)
+#define V_BRANCHES     0
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 0 };
@@ -49,6 +50,10 @@ static inline V v_select(M k, V a, V b) { return k ? a : b; }
 static inline V v_keep(M k, V a) { return k ? a : 0; }
 static inline V v_drop(M k, V a) { return k ? 0 : a; }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
+typedef V N;
+static inline N v_none(void) { return 0; }
+static inline N v_tally(N n, M k) { return v_count(n, k); }
+static inline V v_tallied(N n) { return n; }
 static inline int v_any(M k) { return k; }
 static inline unsigned v_bits(M k) { return (unsigned)k; }
 static inline M v_first(int n) { return n > 0; }
