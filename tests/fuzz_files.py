@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the file formats: whatever a file holds, it is scored or its fault is named.
 
     pip install atheris
-    python -P tests/fuzz_files.py npy -max_total_time=3600     (npy, npz, safetensors, kld; options of libFuzzer)
+    python tests/fuzz_files.py npy -max_total_time=3600     (npy, npz, safetensors, kld; options of libFuzzer)
 
 Good files of several dtypes and shapes are the seeds. Any other exception than a named fault, a MemoryError included,
 ends the run, and libFuzzer writes the file that did it. Findings become cases of test_cli_hostile.py.
