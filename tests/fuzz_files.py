@@ -58,7 +58,8 @@ def main():
 
     warnings.simplefilter("ignore")
     print(f"in {folder}: {len(list(corpus.iterdir()))} seeds", flush=True)
-    atheris.Setup([*sys.argv, "-rss_limit_mb=1024", "-timeout=10", str(corpus)], one)
+    # Of an option given twice libFuzzer takes the last: these are defaults.
+    atheris.Setup([sys.argv[0], "-rss_limit_mb=1024", "-timeout=10", *sys.argv[1:], str(corpus)], one)
     atheris.Fuzz()
 
 
