@@ -229,8 +229,8 @@ def partials(
     -------
     numpy.ndarray of float64
         Of the positions' shape + (5,): m, s, the target's z (-inf if its class is not in this range), the class of m
-        among all classes (-1 if a logit is NaN), and 1 if the target's class is in this range, else 0. A position that
-        is not valid is (0, 0, 0, -1, 1).
+        among all classes (of equal z the larger logit's; -1 if a logit is NaN), and 1 if the target's class is in this
+        range, else 0. A position that is not valid is (0, 0, 0, -1, 1).
 
     Raises
     ------
@@ -283,7 +283,10 @@ def merge_partials(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     numpy.ndarray of float64
-        The same numbers for both ranges together. Of equal largest logits the smaller class counts.
+        The same numbers for both ranges together. Ranges are compared by m, of equal ones the smaller class counts:
+        the argmax of `token_statistics` over all classes, unless `softcap` or the rounding of `logit_scale` made the
+        largest logits of two ranges one z. Then it is the first of these ranges' argmaxes; which logit was larger is
+        not among the five numbers. No other number depends on it.
 
     Raises
     ------
@@ -338,7 +341,7 @@ def finish_partials(p: ArrayLike) -> FinishedPartials:
     -------
     FinishedPartials
         A named tuple of arrays of the positions' shape: `log_prob` and `logsumexp`, float64, and `argmax`, int64. All
-        as in `token_statistics`.
+        as in `token_statistics`; for `argmax` of ranges with an equal m see `merge_partials`.
 
     Raises
     ------

@@ -4,6 +4,9 @@
     python tests/fuzz.py --cases 2000 --first 500000       others
     python tests/fuzz.py --engines native-avx2 numba --seconds 300
 
+The folder of a script is where Python looks first, so what is imported is tests/ and the package installed, also in the
+repository's root; ``python -P`` would leave tests/ out.
+
 A case is named by its number and is the same tomorrow; the number on a failure's line is all that is needed to see it
 again (``--first N --cases 1``). test_fuzz.py runs some in every test run. What it judges by are the checkers of the
 test files, with their bounds; what is new here is the width of the draw.

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of the file formats: whatever a file holds, it is scored or its fault is named.
 
     pip install atheris
-    python -P tests/fuzz_files.py npy -max_total_time=3600     (npy, npz, safetensors, kld; options of libFuzzer)
+    python tests/fuzz_files.py npy -max_total_time=3600     (npy, npz, safetensors, kld; options of libFuzzer)
 
 Good files of several dtypes and shapes are the seeds. Any other exception than a named fault, a MemoryError included,
 ends the run, and libFuzzer writes the file that did it. Findings become cases of test_cli_hostile.py.
@@ -58,7 +58,8 @@ def main():
 
     warnings.simplefilter("ignore")
     print(f"in {folder}: {len(list(corpus.iterdir()))} seeds", flush=True)
-    atheris.Setup([*sys.argv, "-rss_limit_mb=1024", "-timeout=10", str(corpus)], one)
+    # Of an option given twice libFuzzer takes the last: these are defaults.
+    atheris.Setup([sys.argv[0], "-rss_limit_mb=1024", "-timeout=10", *sys.argv[1:], str(corpus)], one)
     atheris.Fuzz()
 
 

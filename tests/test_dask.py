@@ -173,6 +173,15 @@ def test_the_argmax_of_logits_that_a_soft_cap_makes_equal():
     x = da.from_array(logits, chunks=(2, 1))
     found = chunked.token_statistics(x, [3, 4], softcap=1.0)
     assert [a.compute().tolist() for a in (found.argmax, found.rank)] == [[3, 2], [0, 1]]
+    # In whatever chunks: few different logits, most of them far beyond the cap, on either side of the targets.
+    random = cases.rng(13)
+    logits = random.choice(np.float32([-np.inf, -1, 0, 2, 9, 1e3, 1e4, 2e4, 1e30]), (60, 9))
+    targets = random.integers(0, 9, 60)
+    expected = fastxent.token_statistics(logits, targets, softcap=0.5)
+    for chunks in ((3, 2, 4), (1,) * 9, (8, 1), (1, 8)):
+        found = chunked.token_statistics(da.from_array(logits, chunks=(30, chunks)), targets, softcap=0.5)
+        np.testing.assert_array_equal(found.argmax, expected.argmax)
+        np.testing.assert_array_equal(found.rank, expected.rank)
 
 
 def test_digits_of_what_is_nearly_certain():

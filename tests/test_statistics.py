@@ -4,6 +4,7 @@ Bounds follow tests/bounds.py: u is one rounding of the compute type; a differen
 exponentiated, which moves it by (4 + difference) u, relatively.
 """
 
+import functools
 import inspect
 import itertools
 
@@ -470,6 +471,33 @@ def test_merging_is_an_algebra(ranges, data):
     assert argmax == whole.argmax
     np.testing.assert_allclose(log_prob, whole.log_prob, rtol=1e-12, atol=1e-300)
     np.testing.assert_allclose(logsumexp, whole.logsumexp, rtol=1e-12, atol=1e-14)
+
+
+BEYOND = st.one_of(st.floats(-3, 3, width=32), st.floats(5, 2**100, width=32), st.integers(5, 60).map(float))
+
+
+@on_every_engine
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(BEYOND, min_size=1, max_size=5), min_size=2, max_size=6), st.sampled_from(["f4", "f8"]),
+       st.data())
+def test_argmax_of_logits_that_a_softcap_makes_equal(engine, ranges, dtype, data):
+    """Within a range the larger logit, between ranges the larger z, of equal ones the first, in any order."""
+    ranges = [np.array(r, dtype) for r in ranges]
+    row, starts = np.concatenate(ranges), np.cumsum([0, *map(len, ranges)])[:-1].tolist()
+    target = data.draw(st.integers(0, row.size - 1))
+    with cases.running_on(*engine):
+        parts = [fastxent.partials(r, target, class_offset=s, softcap=0.5) for r, s in zip(ranges, starts, strict=True)]
+        whole = fastxent.token_statistics(row, target, softcap=0.5)
+        one = fastxent.finish_partials(fastxent.partials(row, target, softcap=0.5))
+    for part, r, start in zip(parts, ranges, starts, strict=True):
+        assert part[3] == start + r.argmax()
+    assert one.argmax == whole.argmax == row.argmax()
+    for merge in fastxent.merge_partials, reference_scoring.merge_partials:
+        merged = functools.reduce(merge, data.draw(st.permutations(parts)))
+        best = [part for part in parts if part[0] == max(p[0] for p in parts)]
+        assert merged[3] == min(part[3] for part in best)
+        if len(best) == 1:
+            assert merged[3] == whole.argmax
 
 
 @settings(max_examples=100, deadline=None)
