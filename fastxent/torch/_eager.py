@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from ._tensors import array, followed, tensor_of, threads
 
 AT_ONCE = 32 << 20  # bytes of logits
 
-_float16, _float32 = torch.float16, torch.float32
+_float16, _float32, _FLOAT32 = torch.float16, torch.float32, np.dtype(np.float32)
 _grad_enabled = torch.is_grad_enabled
 _scalar = torch.scalar_tensor
 
@@ -37,10 +38,16 @@ def plain_cross_entropy(x: Tensor, target: Tensor, reduction: str, ignore_index:
 
     For calls so small that the checks of the others are most of what they take.
     """
-    if x.requires_grad and _grad_enabled() and reduction != "none" and x.nbytes <= AT_ONCE:
+    if not (x.requires_grad and _grad_enabled()):
+        value = fastxent.cross_entropy(
+            _logits(x), target.numpy(), axis=1, ignore_index=ignore_index, label_smoothing=label_smoothing,
+            reduction=reduction, num_threads=threads(),
+        )
+        return _loss(value, x.dtype, reduction)
+    if reduction != "none" and x.nbytes <= AT_ONCE:
         return _plain_apply(x, target, reduction, ignore_index, label_smoothing)
     call = Call(target, None, None, None, None, None, x.dtype, reduction, ignore_index, label_smoothing)
-    return cross_entropy(x, call)
+    return _apply(CrossEntropy)(x, call)
 
 
 def cross_entropy(x: Tensor, call: Call) -> Tensor:
@@ -87,13 +94,12 @@ class PlainCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, target: Tensor, *options: Any) -> Tensor:
         ctx.options = reduction, ignore_index, label_smoothing = options
         ctx.save_for_backward(x, target)
-        logits = x.numpy() if x.dtype is _float32 else array(x)  # autograd is off here
         loss, grad = fastxent.cross_entropy_and_grad(
-            logits, target.numpy(), axis=1, ignore_index=ignore_index, reduction=reduction,
-            label_smoothing=label_smoothing, num_threads=threads(),
+            _logits(x), target.numpy(), axis=1, ignore_index=ignore_index, label_smoothing=label_smoothing,
+            reduction=reduction, num_threads=threads(),
         )
         ctx.grad = tensor_of(grad, x)
-        return _scalar(loss, dtype=x.dtype)
+        return _loss(loss, x.dtype, reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
@@ -297,11 +303,22 @@ def _binary_keywords(x: Tensor, call: Call) -> dict[str, Any]:
     return given
 
 
-def _result(value: Any, call: Call) -> Tensor:
+def _logits(x: Tensor) -> Any:
+    """`array` where autograd is off or not wanted, which spares float32 a look."""
+    return x.numpy() if x.dtype is _float32 else array(x)
+
+
+def _loss(value: Any, dtype: torch.dtype, reduction: str) -> Tensor:
     """A loss of fastxent's as a tensor of the dtype that torch's has."""
-    if call.reduction == "none":
-        return torch.from_numpy(value).to(call.result)
-    return _scalar(value, dtype=call.result)
+    if reduction == "none":
+        return torch.from_numpy(value).to(dtype)
+    if dtype is _float32:  # as `_scalar`, in less time
+        return torch.from_numpy(np.array(value, _FLOAT32))
+    return _scalar(value, dtype=dtype)
+
+
+def _result(value: Any, call: Call) -> Tensor:
+    return _loss(value, call.result, call.reduction)
 
 
 def _upstream(grad: Tensor, call: Call) -> Any:
