@@ -16,6 +16,7 @@ LOSS_ARGUMENTS = (
 )
 
 cdef cnp.dtype FLOAT64 = np.dtype(np.float64)
+cdef int FEW = 4096  # positions, of which class indices are counted in less time than a block takes to set up
 cdef int MOST_THREADS = 1024  # who asks for more goes the long way, and gets as many
 
 
@@ -83,6 +84,27 @@ cdef bint set_scores(FxCall *c, int operation, cnp.ndarray x, object class_axis,
     return True
 
 
+cdef int64_t count_valid(const FxCall *c, const int64_t *targets):
+    """How many positions count, by their class indices alone; -1: a class index is out of range."""
+    cdef int64_t i, valid = 0, bad = 0
+    cdef bint outside, ignored
+    for i in range(c.positions):
+        outside = <uint64_t>targets[i] >= <uint64_t>c.classes
+        ignored = c.has_ignore and targets[i] == c.ignore
+        valid += not (outside or ignored)
+        bad += outside and not ignored
+    return -1 if bad else valid
+
+
+cdef double divisor_before(FxCall *c, cnp.ndarray targets, int threads) except? -1:
+    """The divisor of a mean, before the pass that needs it; -1: a class index is out of range."""
+    cdef double total = 0, divisor = 0
+    if c.positions <= FEW and cnp.PyArray_TYPE(targets) == cnp.NPY_INT64 and cnp.PyArray_ISCARRAY_RO(targets):
+        return <double>count_valid(c, <const int64_t *>cnp.PyArray_DATA(targets))
+    run_blocks(c, 1, threads, &total, &divisor)
+    return divisor if c.bad_position < 0 else -1
+
+
 def plain(tuple given, int default_threads):
     """A call of `LOSS_ARGUMENTS` (later ones may be missing): the value, or value and gradient; None: not recognised."""
     cdef FxCall c
@@ -112,8 +134,8 @@ def plain(tuple given, int default_threads):
         describe(&c.operand[FX_OUT], output, axis + cnp.PyArray_NDIM(<cnp.ndarray>logits) if axis < 0 else axis)
     fx_plan_call(&c, 0)
     if output is not None:
-        run_blocks(&c, 1, threads, &total, &divisor)
-        if c.bad_position >= 0 or (mean and divisor == 0):
+        divisor = divisor_before(&c, targets, threads)
+        if divisor < 0 or (mean and divisor == 0):
             return None
         c.scale = 1.0 / divisor if mean else 1.0
     run_blocks(&c, 0, threads, &total, &divisor)

@@ -33,20 +33,22 @@ _grad_enabled = torch.is_grad_enabled
 _scalar = torch.scalar_tensor
 
 
-def plain_cross_entropy(x: Tensor, target: Tensor, reduction: str, ignore_index: int, label_smoothing: float) -> Any:
+def plain_cross_entropy(
+    x: Tensor, target: Tensor, dtype: torch.dtype, reduction: str, ignore_index: int, label_smoothing: float
+) -> Any:
     """The cross-entropy of ordinary tensors of float32 or bfloat16 and class indices, without any other option.
 
     For calls so small that the checks of the others are most of what they take.
     """
     if not (x.requires_grad and _grad_enabled()):
         value = fastxent.cross_entropy(
-            _logits(x), target.numpy(), axis=1, ignore_index=ignore_index, label_smoothing=label_smoothing,
-            reduction=reduction, num_threads=threads(),
+            x.numpy() if dtype is _float32 else array(x), target.numpy(), axis=1, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, num_threads=threads(),
         )
-        return _loss(value, x.dtype, reduction)
+        return _loss(value, dtype, reduction)
     if reduction != "none" and x.nbytes <= AT_ONCE:
-        return _plain_apply(x, target, reduction, ignore_index, label_smoothing)
-    call = Call(target, None, None, None, None, None, x.dtype, reduction, ignore_index, label_smoothing)
+        return _plain_apply(x, target, (dtype, reduction, ignore_index, label_smoothing))
+    call = Call(target, None, None, None, None, None, dtype, reduction, ignore_index, label_smoothing)
     return _apply(CrossEntropy)(x, call)
 
 
@@ -91,24 +93,24 @@ class PlainCrossEntropy(torch.autograd.Function):
     """What `CrossEntropy` does at once, with less around it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, *options: Any) -> Tensor:
-        ctx.options = reduction, ignore_index, label_smoothing = options
+    def forward(ctx: Any, x: Tensor, target: Tensor, options: tuple[Any, ...]) -> Tensor:
+        ctx.options = dtype, reduction, ignore_index, label_smoothing = options
         ctx.save_for_backward(x, target)
-        loss, grad = fastxent.cross_entropy_and_grad(
-            _logits(x), target.numpy(), axis=1, ignore_index=ignore_index, label_smoothing=label_smoothing,
-            reduction=reduction, num_threads=threads(),
+        loss, grad = fastxent.cross_entropy_and_grad(  # autograd is off here
+            x.numpy() if dtype is _float32 else array(x), target.numpy(), axis=1, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, num_threads=threads(),
         )
-        ctx.grad = tensor_of(grad, x)
-        return _loss(loss, x.dtype, reduction)
+        ctx.grad = torch.from_numpy(grad) if dtype is _float32 else tensor_of(grad, x)
+        return _loss(loss, dtype, reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         if ctx.grad is not None and not followed(upstream):
-            return _take(ctx, upstream), None, None, None, None
-        x, target = ctx.saved_tensors
-        ctx.call = Call(target, None, None, None, None, None, x.dtype, *ctx.options)
+            return _take(ctx, upstream), None, None
+        _, target = ctx.saved_tensors
+        ctx.call = Call(target, None, None, None, None, None, *ctx.options)
         ctx.statistics = None
-        return (*CrossEntropy.backward(ctx, upstream), None, None, None)
+        return (*CrossEntropy.backward(ctx, upstream), None)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -301,11 +303,6 @@ def _binary_keywords(x: Tensor, call: Call) -> dict[str, Any]:
     if weight is not None:
         given["sample_weight"] = array(weight)
     return given
-
-
-def _logits(x: Tensor) -> Any:
-    """`array` where autograd is off or not wanted, which spares float32 a look."""
-    return x.numpy() if x.dtype is _float32 else array(x)
 
 
 def _loss(value: Any, dtype: torch.dtype, reduction: str) -> Tensor:

@@ -130,11 +130,11 @@ def cross_entropy(
     """
     if (
         weight is size_average is reduce is mask is lengths is sample_weight is softcap is None
-        and reduction in REDUCTIONS
         and not (z_loss or inplace_backward)
-        and plain(input, target)
+        and reduction in REDUCTIONS
+        and (dtype := plain(input, target))
     ):
-        return _eager.plain_cross_entropy(input, target, reduction, ignore_index, label_smoothing)
+        return _eager.plain_cross_entropy(input, target, dtype, reduction, ignore_index, label_smoothing)
     reduction = checked_reduction(reduction, size_average, reduce)
     check_tensor(input, "input", "cross_entropy")
     result, indices = checked_classes(input, target, weight, "cross_entropy")
