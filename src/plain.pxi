@@ -1,5 +1,5 @@
-# The commonest call: a loss of float logits and class indices, with a mean or a sum and hardly an option. All that there
-# is to judge about it takes longer in Python than a small batch takes to compute, so it is recognised here.
+# The commonest call: a loss of float logits and class indices, with a mean or a sum and hardly an option. To judge it
+# takes longer in Python than to compute a small batch, so it is recognised here, and done without a plan.
 #
 # Nothing is refused here. What is not recognised, a bad argument among it, goes the long way through
 # ``fastxent/_arguments.py``, which says what is wrong with it.
@@ -10,9 +10,9 @@ cdef extern from "numpy/arrayobject.h":
 
 # The arguments of a call, in the order of `loss_plan`.
 LOSS_ARGUMENTS = (
-    "operation", "logits", "targets", "axis", "class_weight", "sample_weight", "mask", "lengths", "ignore_index", "shift",
-    "label_smoothing", "z_loss", "logit_scale", "softcap", "reduction", "normalizer", "empty_value", "num_threads", "out",
-    "return_saved", "upstream", "saved", "output",
+    "operation", "logits", "targets", "axis", "class_weight", "sample_weight", "mask", "lengths", "ignore_index",
+    "shift", "label_smoothing", "z_loss", "logit_scale", "softcap", "reduction", "normalizer", "empty_value",
+    "num_threads", "out", "return_saved", "upstream", "saved", "output",
 )
 
 cdef cnp.dtype FLOAT64 = np.dtype(np.float64)
@@ -106,7 +106,7 @@ cdef double divisor_before(FxCall *c, cnp.ndarray targets, int threads) except? 
 
 
 def plain(tuple given, int default_threads):
-    """A call of `LOSS_ARGUMENTS` (later ones may be missing): the value, or value and gradient; None: not recognised."""
+    """A call of `LOSS_ARGUMENTS` (the last three may be missing): value, or value and gradient; None: not recognised."""
     cdef FxCall c
     cdef int operation = given[0], axis, threads = default_threads
     cdef object logits = given[1], targets = given[2], reduction = given[14], output

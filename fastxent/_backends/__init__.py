@@ -1,11 +1,11 @@
 """The engines that do the arithmetic, and which of them is in use.
 
 An engine is a module with ``NAME``, ``open(plan)`` (see `fastxent._reductions.Call`) and ``describe()``, a
-dictionary with "compiler", "instruction_set" and "instruction_sets"; it may have ``tile(plan)`` too, for the linear
-losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without), and ``plain(given, threads)``,
-which does a loss's commonest call at once, without a plan, and anything else not at all. One is chosen by the first
-call that needs it, so that importing the package never fails and a bad environment variable is the error of a call.
-From then on ``open_call`` and ``plain`` here are that engine's.
+dictionary with "compiler", "instruction_set" and "instruction_sets". It may have ``tile(plan)`` too, for the linear
+losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without), and
+``plain(given, threads)``, which does the commonest call of a loss without a plan, and returns None for any other. One
+is chosen by the first call that needs it, so that importing the package never fails and a bad environment variable is
+the error of a call. From then on ``open_call`` and ``plain`` here are that engine's.
 """
 
 from __future__ import annotations

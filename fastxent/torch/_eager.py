@@ -24,7 +24,7 @@ import fastxent
 
 from . import _composed, _operators
 from ._composed import Call
-from ._tensors import array, followed, tensor_of, threads
+from ._tensors import array, followed, tensor_of, threads, undisturbed
 
 AT_ONCE = 32 << 20  # bytes of logits
 
@@ -105,8 +105,9 @@ class PlainCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        if ctx.grad is not None and not followed(upstream):
-            return _take(ctx, upstream), None, None
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None, None
         _, target = ctx.saved_tensors
         ctx.call = Call(target, None, None, None, None, None, *ctx.options)
         ctx.statistics = None
@@ -131,10 +132,11 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None
         if followed(upstream):
             return _start_over(ctx, upstream, _composed.cross_entropy), None
-        if ctx.grad is not None:
-            return _take(ctx, upstream), None
         x, *_ = ctx.saved_tensors
         call = ctx.call
         logits = array(x)
@@ -184,10 +186,11 @@ class BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None
         if followed(upstream):
             return _start_over(ctx, upstream, _composed.binary_cross_entropy_with_logits), None
-        if ctx.grad is not None:
-            return _take(ctx, upstream), None
         x, *_ = ctx.saved_tensors
         call = ctx.call
         given = _binary_keywords(x, call) | {"upstream": _upstream(upstream, call)}
@@ -201,11 +204,19 @@ def _keep(ctx: Any, x: Tensor, call: Call) -> None:
     ctx.save_for_backward(x, *[tensor for tensor in call[:6] if tensor is not None])
 
 
-def _take(ctx: Any, upstream: Tensor) -> Tensor:
-    """The gradient that the forward pass left. It is given away: a second time it has to be computed."""
-    grad: Tensor = ctx.grad
+def _take(ctx: Any, upstream: Tensor) -> Any:
+    """The gradient that the forward pass left, if it did and torch need not see what happens (`followed`); or None.
+
+    It is given away: a second time it has to be computed.
+    """
+    grad = ctx.grad
+    if grad is None or _grad_enabled() or not undisturbed(upstream):
+        return None
+    try:
+        factor = upstream.item()
+    except RuntimeError:  # several gradients at once have no number: `followed` asks, but that takes longer
+        return None
     ctx.grad = None
-    factor = upstream.item()
     return grad if factor == 1.0 else grad.mul_(factor)
 
 
