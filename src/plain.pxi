@@ -106,7 +106,7 @@ cdef double divisor_before(FxCall *c, cnp.ndarray targets, int threads) except? 
 
 
 def plain(tuple given, int default_threads):
-    """A call of `LOSS_ARGUMENTS` (the last three may be missing): value, or value and gradient; None: not recognised."""
+    """A call of `LOSS_ARGUMENTS`, less perhaps the last: its value, value and gradient, or None (not recognised)."""
     cdef FxCall c
     cdef int operation = given[0], axis, threads = default_threads
     cdef object logits = given[1], targets = given[2], reduction = given[14], output
