@@ -72,7 +72,7 @@ def native():
     return Extension(
         "fastxent._native",
         sources=files("*.pyx", "*.c", "isa/*.c"),
-        depends=files("**/*.h", "**/*.inl", "**/*.def"),
+        depends=files("**/*.h", "**/*.inl", "**/*.def", "*.pxi"),
         include_dirs=["src", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
     )

@@ -3,7 +3,8 @@ r"""Cross-entropy of logits: the value, its gradient, both, or the value with th
 The loss of a position with target t is (m - z_t) + log1p(s), where m is the largest logit and s the sum of exp(z - m)
 over the other classes. The usual m + log(1 + s) - z_t loses every digit of a loss near 0; this form keeps them.
 
-Each function has its arguments checked and planned (`_arguments.py`), runs the plan (`_calls.py`) and returns. The
+Each function has its arguments checked and planned (`_arguments.py`), runs the plan (`_calls.py`) and returns. Of the
+commonest call there is nothing to judge: the engine recognises it and does it without a plan (`_backends.plain`). The
 parameters that all of them share are explained once, at `cross_entropy`.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
 
+from . import _backends, _threads
 from ._arguments import loss_plan
 from ._calls import gradient, loss, loss_and_gradient
 from ._options import OP_GRAD, OP_LOSS, OP_LOSS_GRAD, OP_LOSS_SOFTMAX
@@ -147,11 +149,15 @@ def cross_entropy(
     .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways" (2022), section 5: z-loss.
     .. [4] Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size" (2024), section 2: soft-capping.
     """
-    plan = loss_plan(
+    given = (
         OP_LOSS, logits, targets, axis, class_weight, sample_weight, mask, lengths, ignore_index, shift,
         label_smoothing, z_loss, logit_scale, softcap, reduction, normalizer, empty_value, num_threads, out,
         return_saved,
     )
+    value = _backends.plain(given, _threads.count)
+    if value is not None:
+        return value
+    plan = loss_plan(*given)
     value = loss(plan, out is not None)
     return (value, plan.saved_out) if return_saved else value
 
@@ -222,11 +228,12 @@ def cross_entropy_and_grad(
     ----------
     .. [1] C. M. Bishop, "Pattern Recognition and Machine Learning", Springer (2006), equation 4.109.
     """
-    return loss_and_gradient(loss_plan(
+    given = (
         OP_LOSS_GRAD, logits, targets, axis, class_weight, sample_weight, mask, lengths, ignore_index, shift,
         label_smoothing, z_loss, logit_scale, softcap, reduction, normalizer, empty_value, num_threads, out, False,
         upstream, None, out_grad,
-    ))
+    )
+    return _backends.plain(given, _threads.count) or loss_and_gradient(loss_plan(*given))
 
 
 def cross_entropy_grad(

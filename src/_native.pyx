@@ -2,10 +2,12 @@
 """The compiled engine: from a Plan to the C structs of fastxent.h, and the GIL released. Nothing else happens here.
 
 The plan has been checked by ``fastxent/_arguments.py``; its fields come by position, in the order of ``PLAN_FIELDS``.
+The commonest call of a loss needs no plan: see ``plain.pxi``.
 """
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint64_t
@@ -18,82 +20,7 @@ cimport numpy as cnp
 cnp.import_array()
 
 
-cdef extern from "fastxent.h" nogil:
-    enum:
-        FX_MAX_DIMS
-    enum:
-        FX_OP_LOSS, FX_OP_LOSS_GRAD, FX_OP_GRAD, FX_OP_LOSS_SOFTMAX, FX_OP_SOFTMAX, FX_OP_LOG_SOFTMAX, FX_OP_LOGSUMEXP
-        FX_OP_NLL, FX_OP_NLL_GRAD, FX_OP_PROBS, FX_OP_PROBS_GRAD, FX_OP_REDUCE, FX_OP_SOFTMAX_GRAD
-        FX_OP_LOG_SOFTMAX_GRAD, FX_OP_STATISTICS, FX_OP_PARTIALS, FX_OP_TOP_K
-        FX_OP_DIVERGENCE, FX_OP_BINARY_PROBS, FX_OP_BINARY_LOGITS, FX_OP_SQUARED, FX_OP_ABSOLUTE, FX_OP_HUBER
-        FX_OP_SMOOTH_L1, FX_OP_SIGMOID, FX_OP_LOG_SIGMOID
-    enum:
-        FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_POSITIVE, FX_OPERANDS
-    enum:
-        FX_F32, FX_F64, FX_F16, FX_BF16, FX_I8, FX_I16, FX_I32, FX_I64, FX_U8, FX_U16, FX_U32, FX_U64
-    enum:
-        FX_ISA_COUNT
-    enum:
-        FX_LINEAR_SUMS, FX_LINEAR_SCORES, FX_LINEAR_GRADIENT
-    enum:
-        FX_COEFFICIENTS_NONE, FX_COEFFICIENTS_ONE, FX_COEFFICIENTS_CLASS_WEIGHT
-    enum:
-        FX_LINEAR_STATE
-
-    ctypedef struct FxLinear:
-        int operation, coefficients
-        int64_t stride, first
-        const int64_t *targets
-        const void *bias
-        double *state
-        double *top
-        const void *terms
-
-    ctypedef struct FxOperand:
-        char *data
-        int64_t class_stride
-        int dtype
-        int swapped
-        int64_t stride[64]
-
-    ctypedef struct FxCall:
-        int operation, isa, storage, targets_are_probs, has_ignore, nd
-        int64_t ignore, positions, classes, sequence_length, shift, blocks
-        int64_t shape[64]
-        FxOperand operand[8]
-        const int64_t *lengths
-        const double *class_weight
-        const void *class_weight_r
-        double class_weight_sum, smoothing, z_loss, logit_scale, softcap, scale
-        const double *sequence_scale
-        int focal
-        double gamma, parameter
-        const char *saved
-        char *saved_out
-        double *position_weight
-        void *position_loss
-        void *statistics[6]
-        int64_t top_k
-        const FxLinear *linear
-        double (*partial)[2]
-        int64_t bad_position
-
-    unsigned fx_available_isas()
-    const char *fx_isa_name(int isa)
-    const char *fx_compiler()
-    void fx_plan_call(FxCall *call, int keep_time)
-    int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, double seconds)
-    void fx_total(const FxCall *call, double *total, double *divisor)
-    void fx_sequences(const FxCall *call, int64_t sequences, double *sums, double *divisors)
-
-
-cdef extern from "xla_ffi.h" nogil:
-    ctypedef struct FxXlaFrame:
-        pass
-    ctypedef struct FxXlaError:
-        pass
-    FxXlaError *fx_xla_handler(FxXlaFrame *frame)
-    void fx_xla_use_isa(int isa)
+include "interface.pxi"
 
 
 PLAN_FIELDS = (
@@ -116,6 +43,8 @@ for _candidate in range(FX_ISA_COUNT):
     if fx_available_isas() >> <unsigned>_candidate & 1:
         _isa = _candidate
 fx_xla_use_isa(_isa)
+
+cdef int _bfloat16 = -1  # the number that NumPy gave the type, once a plan had it
 
 # How long a call may stay away from Python before it looks for Ctrl-C.
 cdef double PATIENCE = 0.1
@@ -158,6 +87,55 @@ cdef void describe(FxOperand *o, object thing, int axis):
             k += 1
 
 
+cdef void begin(FxCall *c, int operation, cnp.ndarray x, int axis):
+    """An empty call's operation, logits and positions; `axis` is the class axis, -1 if there is none."""
+    global _bfloat16
+    cdef int d, k = 0
+    c.operation = operation
+    c.isa = _isa
+    c.positions = c.classes = 1
+    for d in range(cnp.PyArray_NDIM(x)):
+        if d == axis:
+            c.classes = cnp.PyArray_DIM(x, d)
+        else:
+            c.shape[k] = cnp.PyArray_DIM(x, d)
+            c.positions *= c.shape[k]
+            k += 1
+    c.nd = k
+    c.class_weight_sum = <double>c.classes
+    c.logit_scale = c.scale = 1.0
+    describe(&c.operand[FX_X], x, axis)
+    c.storage = c.operand[FX_X].dtype if c.operand[FX_X].dtype < FX_I8 else FX_F64
+    if c.storage == FX_BF16:
+        _bfloat16 = cnp.PyArray_TYPE(x)
+
+
+cdef int run_blocks(FxCall *c, bint prepare, int threads, double *total, double *divisor) except -1:
+    """Runs all blocks; `c.bad_position` is -1 afterwards, or that of a bad class index."""
+    cdef int64_t block = 0
+    cdef double few[8][2]
+    c.bad_position = -1
+    c.partial = few
+    if c.blocks > 8:
+        c.partial = <double (*)[2]>PyMem_Malloc(c.blocks * 2 * sizeof(double))
+        if c.partial == NULL:
+            raise MemoryError
+    try:
+        while block < c.blocks:
+            with nogil:
+                block = fx_run(c, prepare, block, threads, PATIENCE)
+            if block < 0:
+                raise MemoryError
+            if block < c.blocks:
+                PyErr_CheckSignals()
+        fx_total(c, total, divisor)
+    finally:
+        if c.partial != few:
+            PyMem_Free(c.partial)
+        c.partial = NULL
+    return 0
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class Call:
@@ -177,7 +155,7 @@ cdef class Call:
         cdef tuple plan = <tuple>fields  # a NamedTuple: a cast, since Cython's own check wants the very type
         cdef FxCall *c = &self.c
         cdef cnp.ndarray x = <cnp.ndarray>plan[1]
-        cdef int axis = plan[2], d, k = 0, nd = cnp.PyArray_NDIM(x), storage
+        cdef int axis = plan[2], d, nd = cnp.PyArray_NDIM(x)
         cdef object targets = plan[3], weight = plan[4], lengths = plan[7], ignore = plan[8], saved = plan[15]
         cdef cnp.ndarray w
         self.plan = fields
@@ -186,19 +164,7 @@ cdef class Call:
             return
         self.threads = plan[21]
         self.per_sequence = plan[20]
-        c.operation = plan[0]
-        c.isa = _isa
-        c.positions = 1
-        for d in range(nd):
-            if d != axis:
-                c.shape[k] = cnp.PyArray_DIM(x, d)
-                c.positions *= c.shape[k]
-                k += 1
-        c.nd = k
-        c.classes = cnp.PyArray_DIM(x, axis)
-        describe(&c.operand[FX_X], x, axis)
-        storage = c.operand[FX_X].dtype
-        c.storage = storage if storage < FX_I8 else FX_F64
+        begin(c, plan[0], x, axis)
         c.targets_are_probs = (
             targets is not None and cnp.PyArray_NDIM(<cnp.ndarray>targets) == nd and c.operation < FX_OP_REDUCE
         )
@@ -211,9 +177,6 @@ cdef class Call:
         describe(&c.operand[FX_UPSTREAM], plan[14], -1)
         describe(&c.operand[FX_LOSSES], plan[16], -1)
         describe(&c.operand[FX_OUT], plan[18], axis)
-        c.class_weight = NULL
-        c.class_weight_r = NULL
-        c.class_weight_sum = <double>c.classes
         if weight is not None:
             w = <cnp.ndarray>weight
             c.class_weight = <const double *>cnp.PyArray_DATA(w)
@@ -232,13 +195,9 @@ cdef class Call:
         c.z_loss = plan[11]
         c.logit_scale = plan[12]
         c.softcap = plan[13]
-        c.scale = 1.0
-        c.sequence_scale = NULL
         c.saved = NULL if saved is None else cnp.PyArray_BYTES(<cnp.ndarray>saved)
         c.saved_out = NULL if plan[17] is None else cnp.PyArray_BYTES(<cnp.ndarray>plan[17])
         c.sequence_length = plan[19]
-        c.position_weight = NULL
-        c.position_loss = NULL
         if plan[22] is not None:
             for d, result in enumerate(plan[22]):
                 c.statistics[d] = NULL if result is None else cnp.PyArray_DATA(<cnp.ndarray>result)
@@ -254,19 +213,8 @@ cdef class Call:
         cdef FxCall *c = &self.c
         cdef cnp.ndarray x = <cnp.ndarray>plan[1]
         cdef object lengths = plan[6]
-        cdef int axis = plan[2], d
-        c.operation = plan[0]
-        c.isa = _isa
-        c.positions = c.classes = 1
-        for d in range(cnp.PyArray_NDIM(x)):
-            if d == axis:
-                c.classes = cnp.PyArray_DIM(x, d)
-                continue
-            c.shape[c.nd] = cnp.PyArray_DIM(x, d)
-            c.positions *= c.shape[c.nd]
-            c.nd += 1
-        describe(&c.operand[FX_X], x, axis)
-        c.storage = c.operand[FX_X].dtype if c.operand[FX_X].dtype < FX_I8 else FX_F64
+        cdef int axis = plan[2]
+        begin(c, plan[0], x, axis)
         c.targets_are_probs = 1
         describe(&c.operand[FX_Y], plan[3], axis)
         describe(&c.operand[FX_WEIGHT], plan[4], -1)
@@ -277,7 +225,6 @@ cdef class Call:
         c.parameter = plan[9]
         describe(&c.operand[FX_LOSSES], plan[10], -1)
         describe(&c.operand[FX_OUT], plan[11], axis)
-        c.logit_scale = c.scale = 1.0
         c.sequence_length = plan[12]
         self.per_sequence = plan[13]
         self.threads = plan[14]
@@ -293,30 +240,9 @@ cdef class Call:
 
     cdef _go(self, bint prepare):
         """Runs all blocks; returns (total, divisor, bad_position)."""
-        cdef FxCall *c = &self.c
         cdef double total = 0, divisor = 0
-        cdef int64_t block = 0
-        cdef double few[8][2]
-        c.bad_position = -1
-        c.partial = few
-        if c.blocks > 8:
-            c.partial = <double (*)[2]>PyMem_Malloc(c.blocks * 2 * sizeof(double))
-            if c.partial == NULL:
-                raise MemoryError
-        try:
-            while block < c.blocks:
-                with nogil:
-                    block = fx_run(c, prepare, block, self.threads, PATIENCE)
-                if block < 0:
-                    raise MemoryError
-                if block < c.blocks:
-                    PyErr_CheckSignals()
-            fx_total(c, &total, &divisor)
-        finally:
-            if c.partial != few:
-                PyMem_Free(c.partial)
-            c.partial = NULL
-        return total, divisor, c.bad_position
+        run_blocks(&self.c, prepare, self.threads, &total, &divisor)
+        return total, divisor, self.c.bad_position
 
     cdef _go_by_sequence(self, bint prepare):
         """The same, with what each position adds kept, and summed by sequence."""
@@ -399,6 +325,9 @@ def tile(fields):
             raise MemoryError
         if block < c.blocks:
             PyErr_CheckSignals()
+
+
+include "plain.pxi"
 
 
 def codes():

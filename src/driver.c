@@ -162,7 +162,7 @@ int64_t fx_run(FxCall *call, int prepare, int64_t first_block, int threads, doub
     if (left <= 0) return first_block;
     /* Below some thousand elements a wake-up costs more than it saves. */
     double elements = (double)call->positions * (double)(prepare ? 1 : call->classes);
-    if (elements < FX_PARALLEL_ELEMENTS) threads = 1;
+    if (elements < FX_PARALLEL_ELEMENTS) threads = 1, seconds = 0; /* nor is the clock worth a look */
     if (threads > left) threads = (int)left;
     if (threads > MAX_WORKERS) threads = MAX_WORKERS;
     int have = 0;

@@ -18,7 +18,8 @@ import fastxent
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(fastxent.__file__).parent
-SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in (".c", ".h", ".inl", ".def", ".pyx"))
+CYTHON = (".pyx", ".pxi")
+SOURCES = sorted(p for p in (ROOT / "src").rglob("*") if p.suffix in (".c", ".h", ".inl", ".def", *CYTHON))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -50,7 +51,7 @@ def test_nothing_but_the_package_is_installed():
     assert files is not None
     tops = {file.parts[0] for file in files if file.parts[0] != ".."}
     assert {top for top in tops if not top.endswith((".dist-info", ".pth", ".py"))} <= {"fastxent"}
-    assert not [str(file) for file in files if file.suffix in (".c", ".h", ".pyx", ".inl")]
+    assert not [str(file) for file in files if file.suffix in (".c", ".h", ".inl", *CYTHON)]
 
 
 def test_extension_exports_its_initialiser_alone():
@@ -84,7 +85,7 @@ def test_workflows_use_pinned_actions():
 # --- who may include what: the table of the architecture
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix != ".pyx"], ids=lambda p: "/".join(p.parts[-2:]))
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix not in CYTHON], ids=lambda p: "/".join(p.parts[-2:]))
 def test_c_files_keep_to_their_room(path):
     text = path.read_text()
     assert "Python.h" not in text

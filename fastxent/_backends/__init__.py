@@ -1,10 +1,11 @@
 """The engines that do the arithmetic, and which of them is in use.
 
 An engine is a module with ``NAME``, ``open(plan)`` (see `fastxent._reductions.Call`) and ``describe()``, a
-dictionary with "compiler", "instruction_set" and "instruction_sets"; it may have ``tile(plan)`` too, for the linear
-losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without). One is chosen by the first
-call that needs it, so that importing the package never fails and a bad environment variable is the error of a call.
-From then on ``open_call`` here is that engine's ``open``.
+dictionary with "compiler", "instruction_set" and "instruction_sets". It may have ``tile(plan)`` too, for the linear
+losses (see `fastxent._linear_tiles`, whose plain NumPy does the same for an engine without), and
+``plain(given, threads)``, which does the commonest call of a loss without a plan, and returns None for any other. One
+is chosen by the first call that needs it, so that importing the package never fails and a bad environment variable is
+the error of a call. From then on ``open_call`` and ``plain`` here are that engine's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ def _choose_then_open(plan: Any) -> Any:
     return chosen().open(plan)
 
 
+def _nothing_is_plain(given: Any, threads: int) -> None:
+    """Leave every call to its plan: none chosen yet, or an engine without a ``plain``."""
+
+
 open_call: Any = _choose_then_open
+plain: Any = _nothing_is_plain
 
 
 def chosen() -> Any:
@@ -46,8 +52,8 @@ def select(name: str, what: str = "the backend") -> None:
 
 
 def _use(module: Any) -> None:
-    global engine, open_call
-    engine, open_call = module, module.open
+    global engine, open_call, plain
+    engine, open_call, plain = module, module.open, getattr(module, "plain", _nothing_is_plain)
 
 
 def _load(name: str) -> Any:

@@ -18,6 +18,7 @@ VARIABLE = "FASTXENT_ISA"
 
 open = _native.Call  # the name that every engine has
 tile = _native.tile
+plain = _native.plain
 
 
 def _use_instruction_set_of_environment() -> None:

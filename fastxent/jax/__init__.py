@@ -4,6 +4,7 @@
 through XLA's foreign function interface, gives the loss and its gradient. The class axis is the last.
 """
 
-from .functional import cross_entropy, linear_cross_entropy, log_softmax, logsumexp, nll_loss, softmax
+from .activations import log_softmax, logsumexp, softmax
+from .functional import cross_entropy, linear_cross_entropy, nll_loss
 
 __all__ = ["cross_entropy", "linear_cross_entropy", "log_softmax", "logsumexp", "nll_loss", "softmax"]

@@ -5,14 +5,8 @@ cannot be changed.
 """
 
 from ._patch import patch
-from .functional import (
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    linear_cross_entropy,
-    log_softmax,
-    nll_loss,
-    softmax,
-)
+from .activations import log_softmax, softmax
+from .functional import binary_cross_entropy_with_logits, cross_entropy, linear_cross_entropy, nll_loss
 from .modules import CrossEntropyLoss, LogSoftmax, NLLLoss
 
 __all__ = [

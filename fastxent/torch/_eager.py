@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,24 +24,32 @@ import fastxent
 
 from . import _composed, _operators
 from ._composed import Call
-from ._tensors import array, followed, tensor_of, threads
+from ._tensors import array, followed, tensor_of, threads, undisturbed
 
 AT_ONCE = 32 << 20  # bytes of logits
 
-_float16, _float32 = torch.float16, torch.float32
+_float16, _float32, _FLOAT32 = torch.float16, torch.float32, np.dtype(np.float32)
 _grad_enabled = torch.is_grad_enabled
 _scalar = torch.scalar_tensor
 
 
-def plain_cross_entropy(x: Tensor, target: Tensor, reduction: str, ignore_index: int, label_smoothing: float) -> Any:
+def plain_cross_entropy(
+    x: Tensor, target: Tensor, dtype: torch.dtype, reduction: str, ignore_index: int, label_smoothing: float
+) -> Any:
     """The cross-entropy of ordinary tensors of float32 or bfloat16 and class indices, without any other option.
 
     For calls so small that the checks of the others are most of what they take.
     """
-    if x.requires_grad and _grad_enabled() and reduction != "none" and x.nbytes <= AT_ONCE:
-        return _plain_apply(x, target, reduction, ignore_index, label_smoothing)
-    call = Call(target, None, None, None, None, None, x.dtype, reduction, ignore_index, label_smoothing)
-    return cross_entropy(x, call)
+    if not (x.requires_grad and _grad_enabled()):
+        value = fastxent.cross_entropy(
+            x.numpy() if dtype is _float32 else array(x), target.numpy(), axis=1, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, num_threads=threads(),
+        )
+        return _loss(value, dtype, reduction)
+    if reduction != "none" and x.nbytes <= AT_ONCE:
+        return _plain_apply(x, target, (dtype, reduction, ignore_index, label_smoothing))
+    call = Call(target, None, None, None, None, None, dtype, reduction, ignore_index, label_smoothing)
+    return _apply(CrossEntropy)(x, call)
 
 
 def cross_entropy(x: Tensor, call: Call) -> Tensor:
@@ -84,25 +93,25 @@ class PlainCrossEntropy(torch.autograd.Function):
     """What `CrossEntropy` does at once, with less around it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, *options: Any) -> Tensor:
-        ctx.options = reduction, ignore_index, label_smoothing = options
+    def forward(ctx: Any, x: Tensor, target: Tensor, options: tuple[Any, ...]) -> Tensor:
+        ctx.options = dtype, reduction, ignore_index, label_smoothing = options
         ctx.save_for_backward(x, target)
-        logits = x.numpy() if x.dtype is _float32 else array(x)  # autograd is off here
-        loss, grad = fastxent.cross_entropy_and_grad(
-            logits, target.numpy(), axis=1, ignore_index=ignore_index, reduction=reduction,
-            label_smoothing=label_smoothing, num_threads=threads(),
+        loss, grad = fastxent.cross_entropy_and_grad(  # autograd is off here
+            x.numpy() if dtype is _float32 else array(x), target.numpy(), axis=1, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, num_threads=threads(),
         )
-        ctx.grad = tensor_of(grad, x)
-        return _scalar(loss, dtype=x.dtype)
+        ctx.grad = torch.from_numpy(grad) if dtype is _float32 else tensor_of(grad, x)
+        return _loss(loss, dtype, reduction)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        if ctx.grad is not None and not followed(upstream):
-            return _take(ctx, upstream), None, None, None, None
-        x, target = ctx.saved_tensors
-        ctx.call = Call(target, None, None, None, None, None, x.dtype, *ctx.options)
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None, None
+        _, target = ctx.saved_tensors
+        ctx.call = Call(target, None, None, None, None, None, *ctx.options)
         ctx.statistics = None
-        return (*CrossEntropy.backward(ctx, upstream), None, None, None)
+        return (*CrossEntropy.backward(ctx, upstream), None)
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -123,10 +132,11 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None
         if followed(upstream):
             return _start_over(ctx, upstream, _composed.cross_entropy), None
-        if ctx.grad is not None:
-            return _take(ctx, upstream), None
         x, *_ = ctx.saved_tensors
         call = ctx.call
         logits = array(x)
@@ -176,10 +186,11 @@ class BinaryCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        grad = _take(ctx, upstream)
+        if grad is not None:
+            return grad, None
         if followed(upstream):
             return _start_over(ctx, upstream, _composed.binary_cross_entropy_with_logits), None
-        if ctx.grad is not None:
-            return _take(ctx, upstream), None
         x, *_ = ctx.saved_tensors
         call = ctx.call
         given = _binary_keywords(x, call) | {"upstream": _upstream(upstream, call)}
@@ -193,11 +204,19 @@ def _keep(ctx: Any, x: Tensor, call: Call) -> None:
     ctx.save_for_backward(x, *[tensor for tensor in call[:6] if tensor is not None])
 
 
-def _take(ctx: Any, upstream: Tensor) -> Tensor:
-    """The gradient that the forward pass left. It is given away: a second time it has to be computed."""
-    grad: Tensor = ctx.grad
+def _take(ctx: Any, upstream: Tensor) -> Any:
+    """The gradient that the forward pass left, if it did and torch need not see what happens (`followed`); or None.
+
+    It is given away: a second time it has to be computed.
+    """
+    grad = ctx.grad
+    if grad is None or _grad_enabled() or not undisturbed(upstream):
+        return None
+    try:
+        factor = upstream.item()
+    except RuntimeError:  # several gradients at once have no number: `followed` asks, but that takes longer
+        return None
     ctx.grad = None
-    factor = upstream.item()
     return grad if factor == 1.0 else grad.mul_(factor)
 
 
@@ -297,11 +316,17 @@ def _binary_keywords(x: Tensor, call: Call) -> dict[str, Any]:
     return given
 
 
-def _result(value: Any, call: Call) -> Tensor:
+def _loss(value: Any, dtype: torch.dtype, reduction: str) -> Tensor:
     """A loss of fastxent's as a tensor of the dtype that torch's has."""
-    if call.reduction == "none":
-        return torch.from_numpy(value).to(call.result)
-    return _scalar(value, dtype=call.result)
+    if reduction == "none":
+        return torch.from_numpy(value).to(dtype)
+    if dtype is _float32:  # as `_scalar`, in less time
+        return torch.from_numpy(np.array(value, _FLOAT32))
+    return _scalar(value, dtype=dtype)
+
+
+def _result(value: Any, call: Call) -> Tensor:
+    return _loss(value, call.result, call.reduction)
 
 
 def _upstream(grad: Tensor, call: Call) -> Any:

@@ -19,6 +19,7 @@ import fastxent
 
 Array = NDArray[Any]
 
+_bfloat16, _float32, _int64 = torch.bfloat16, torch.float32, torch.int64
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 HALVES = frozenset((torch.bfloat16, torch.float16))
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
@@ -30,7 +31,7 @@ _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _batched = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", lambda tensor: True)
 _is_compiling = torch.compiler.is_compiling
 _forward_mode = torch.autograd.forward_ad
-_bfloat16: Any = None  # the dtype of ml_dtypes, when it has been needed
+_ml_bfloat16: Any = None  # the dtype of ml_dtypes, when it has been needed
 
 
 def undisturbed(*tensors: Tensor | None) -> bool:
@@ -43,17 +44,14 @@ def undisturbed(*tensors: Tensor | None) -> bool:
     return True
 
 
-def plain(input: Any, target: Any) -> bool:
-    """Whether these are ordinary float logits of two or more axes and their class indices, as most are."""
-    return (
-        type(input) is type(target) is Tensor
-        and target.dtype is torch.int64
-        and (input.dtype is torch.float32 or (input.dtype is torch.bfloat16 and not torch.is_autocast_enabled("cpu")))
-        and input.is_cpu
-        and target.is_cpu
-        and input.ndim > 1
-        and undisturbed()
-    )
+def plain(input: Any, target: Any) -> Any:
+    """The dtype of ordinary float logits of two or more axes with class indices, as most are; None: they are not."""
+    if not (type(input) is type(target) is Tensor and undisturbed() and target.dtype is _int64):
+        return None
+    dtype = input.dtype
+    if not (dtype is _float32 or (dtype is _bfloat16 and not torch.is_autocast_enabled("cpu"))):
+        return None
+    return dtype if input.ndim > 1 and input.is_cpu and target.is_cpu else None
 
 
 def followed(upstream: Tensor) -> bool:
@@ -88,7 +86,7 @@ def array(tensor: Tensor) -> Array:
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(_bfloat16 or bfloat16())
+        return tensor.view(torch.int16).numpy().view(_ml_bfloat16 or bfloat16())
     result: Array = tensor.numpy()
     return result
 
@@ -111,14 +109,14 @@ def optional_array(value: Any, name: str, function: str) -> Any:
 
 def bfloat16() -> Any:
     """NumPy's dtype for bfloat16."""
-    global _bfloat16
-    if _bfloat16 is None:
+    global _ml_bfloat16
+    if _ml_bfloat16 is None:
         try:
             import ml_dtypes
         except ImportError as error:
             raise ImportError("bfloat16 tensors need ml_dtypes: pip install ml_dtypes", name="ml_dtypes") from error
-        _bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    return _bfloat16
+        _ml_bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    return _ml_bfloat16
 
 
 def threads() -> int | None:

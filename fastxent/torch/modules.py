@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import functional
+from . import activations, functional
 
 __all__ = ["CrossEntropyLoss", "LogSoftmax", "NLLLoss"]
 
@@ -116,4 +116,4 @@ class LogSoftmax(torch.nn.LogSoftmax):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the activation."""
-        return functional.log_softmax(input, self.dim, _stacklevel=5)
+        return activations.log_softmax(input, self.dim, _stacklevel=5)
