@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -275,7 +276,8 @@ def test_what_does_not_fit(capsys, name, array, said):
     assert said in err
 
 
-def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch, threads):
     monkeypatch.setattr("fastxent.cli._blocks._rows_at_a_time", lambda *_: 3)
     shrinking = Scores.add
 
@@ -284,8 +286,9 @@ def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch):
         return shrinking(self, part)
 
     monkeypatch.setattr(Scores, "add", add)
-    monkeypatch.setattr("fastxent.get_num_threads", lambda: 1)
+    monkeypatch.setattr("fastxent.get_num_threads", lambda: threads)
     assert "good.npy: ends" in fault(capsys, "eval", "good.npy", "t.npy")
+    assert not [t for t in threading.enumerate() if t.name == "fastxent block"]
 
 
 def test_no_pickle_is_loaded(capsys):
