@@ -50,7 +50,7 @@ def described(shape, descr="<f2", order="False"):
 GOOD = files.npy(LOGITS)
 DATA = LOGITS.tobytes()
 NPY = {
-    "empty": (b"", "does not begin with"),
+    "empty": (b"", "is empty"),
     "magic": (b"PK\3\4" + GOOD[4:], "does not begin with"),
     "version": (GOOD[:6] + b"\x09\x00" + GOOD[8:], "unknown .npy version 9.0"),
     "no header": (GOOD[:9], "ends within its header"),
@@ -93,7 +93,7 @@ def entry(shape=(4, 7, 11), code="F16", offsets=(0, 616)):
 
 
 SAFETENSORS = {
-    "empty": (b"", "no .safetensors file"),
+    "empty": (b"", "is empty"),
     "header longer than the file": (struct.pack("<Q", 2**63) + b"{}", "cut short"),
     "header of 10 MB": (struct.pack("<Q", 10**7) + b" " * 10**7, "at most 2097152 are read"),
     "no object": (files.safetensors_of(b"[]", DATA), "no JSON object"),
@@ -142,7 +142,7 @@ def many_members():
 
 
 NPZ = {
-    "empty": (b"", "no zip archive"),
+    "empty": (b"", "is empty"),
     "no zip": (GOOD, "no zip archive"),
     "truncated": (zipped()[:-30], "no zip archive"),
     "checksum": (zipped(method=zipfile.ZIP_STORED).replace(DATA[:32], bytes(32)), "CRC"),
@@ -172,7 +172,7 @@ def kld_with(at, value):
 
 
 KLD_FILES = {
-    "empty": (b"", "does not begin with _logits_"),
+    "empty": (b"", "is empty"),
     "magic": (b"_logist_" + KLD[8:], "does not begin with _logits_"),
     "header": (KLD[:15], "ends within its header"),
     "truncated": (KLD[:-1], "is cut short"),

@@ -101,7 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             form = _output.to_json if arguments.format == "json" else _output.to_csv
             _output.write(out, form(found).rstrip("\n") + "\n")
-    if arguments.format != "table":
+    if not found["n_tokens"]:
+        warn("compare", f"no position was compared, of {found['n_masked']}: every mean is nan", arguments.quiet)
+    elif arguments.format != "table":
         counts = f"{found['n_tokens']} positions compared, {found['n_masked']} masked"
         warn("compare", f"{counts}; means are over the compared positions", arguments.quiet)
     return judge("compare", arguments, found)
