@@ -180,6 +180,7 @@ class Plan:
     memory: tuple[int, int]
     memory_cases: list[Case]
     linear: list[tuple[int, int, int]]  # positions, features, classes
+    sweep: list[tuple[int, int, int]]
     aside: tuple[str, ...] = ()  # the peers outside the grid, which has all; () stands for all here too
 
 
@@ -229,7 +230,9 @@ FULL = Plan(
         *[Case((1024, 50257), label_smoothing=0.1, weighted=True), Case((1024, 50257), probabilities=True)],
         Case((16, 64, 50257), padding="lengths", valid=0.5),
     ],
-    linear=[(2048, 768, 50257), *((512, d, v) for v in (8192, 50257, 128256) for d in (64, 256, 768, 2048))],
+    linear=[(2048, 768, 50257)],
+    # Fewer positions where each takes longer.
+    sweep=[(n, d, v) for v in (8192, 50257, 128256) for n, d in ((1024, 64), (512, 256), (256, 768), (256, 2048))],
 )
 
 QUICK = Plan(
@@ -256,7 +259,8 @@ QUICK = Plan(
     hessian=[Case((32768, 1000))],
     memory=(256, 50257),
     memory_cases=[Case((256, 50257), "bfloat16"), Case((8, 32, 50257), padding="lengths", valid=0.5)],
-    linear=[(512, 256, 8192), (512, 768, 50257)],
+    linear=[(512, 768, 50257)],
+    sweep=[(256, d, 8192) for d in (64, 256)],
     aside=("fastxent-numba", "numpy", "sklearn", "torch", "jax"),
 )
 
@@ -285,6 +289,7 @@ SMOKE = Plan(
     memory=(16, 40),
     memory_cases=[],
     linear=[(16, 8, 40)],
+    sweep=[(16, d, v) for v in (40, 60) for d in (4, 8)],
 )
 
 PLANS = {"full": FULL, "quick": QUICK, "smoke": SMOKE}

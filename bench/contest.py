@@ -8,6 +8,7 @@ or why it fell out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,14 @@ from .peer import Calls, Peer
 
 Record = dict[str, Any]
 LIMITS = ("read", "copy")
+
+
+@dataclass
+class Job:
+    """One step of the progress bar: what it is called, and the records it makes."""
+
+    name: str
+    run: Callable[[], list[Record]]
 
 
 @dataclass

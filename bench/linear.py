@@ -24,6 +24,7 @@ import numpy as np
 from .measure import Effort
 from .peer import Calls
 
+SUITES = ("linear", "sweep")
 OPERATIONS = ("forward", "both")
 EFFORT = Effort(least=3, most=9, seconds=3.0, sample_seconds=0.02, warmed=True)
 LOSS_BOUND, GRADIENT_BOUND = 1e-5, 1e-3  # coarse: float32 products of thousands of terms, in anyone's order
@@ -243,16 +244,19 @@ class Jax(LinearPeer):
 CONTESTANTS: list[type[LinearPeer]] = [Subject, Products, Torch, TorchCompile, TorchChunked, Jax]
 
 
+_STARTED: set[tuple[str, str]] = set()  # contestants and operations that this process has run
+
+
 def contestants(threads: int, peers: list[str]) -> list[LinearPeer]:
     """The subject, the floor, and those of the libraries that take part."""
     return [kind(threads) for kind in CONTESTANTS if kind.peer in ("", "fastxent", *peers)]
 
 
 def heads(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of this suite, those of time and of memory put together."""
+    """The records of the linear layer, those of time and of memory put together."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
-        if record["suite"] != "linear":
+        if record["suite"] not in SUITES:
             continue
         kept = found.setdefault((record["name"], record["operation"]), record | {"contestants": {}})
         for name, contestant in record["contestants"].items():
@@ -263,19 +267,22 @@ def heads(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def extra_memory(fields: dict[str, Any], operation: str, name: str, threads: int) -> dict[str, Any]:
     """Bytes that the first call of a case needs beyond its inputs, new gradients included: for a child process.
 
-    A small case first, so that imports and what compilers take are not counted; of a compiled function its compilation
-    for the case itself is, where that needs more than the call.
+    A small case first in each process, so that imports and what compilers take are not counted; of a compiled function
+    its compilation for the case itself is, where that needs more than the call.
     """
-    from .worker import peak, reset_peak, resident
+    from .worker import give_back, peak, reset_peak, resident
 
     case = LinearCase(fields["positions"], fields["features"], fields["classes"])
     (kind,) = (kind for kind in CONTESTANTS if kind.name == name)
     contestant = kind(threads)
-    contestant.calls(LinearCase(8, 16, 64).make())[operation]()
+    if (name, operation) not in _STARTED:
+        contestant.calls(LinearCase(8, 16, 64).make())[operation]()
+        _STARTED.add((name, operation))
     data = case.make()
     call = contestant.calls(data)[operation]
     np.matmul(data.hidden[:64], data.weight[:256].T)  # BLAS's own buffers
     gc.collect()
+    give_back()  # what earlier calls have freed would be taken again, unseen
     before = resident()
     exact = reset_peak()
     result = call()

@@ -84,6 +84,7 @@ def settle(patience: float = 0.5) -> None:
 def race(samplers: dict[str, Sampler], effort: Effort, seed: int = 0) -> dict[str, Lap]:
     """Run all samplers in turn. One that raises falls out, with its error kept; the others go on."""
     laps = {name: Lap() for name in samplers}
+    trials: dict[str, float] = {}
     for name, sampler in samplers.items():
         try:
             if not effort.warmed:
@@ -96,11 +97,17 @@ def race(samplers: dict[str, Sampler], effort: Effort, seed: int = 0) -> dict[st
         except Exception as error:  # a peer may fail in any way; the report says so
             laps[name].error = f"{type(error).__name__}: {error}"[:300]
         else:
+            trials[name] = once
             laps[name].loops = max(1, min(100_000, round(effort.sample_seconds / max(once, 1e-9))))
     running = [name for name, lap in laps.items() if not lap.error]
+    rounds = 0
+    if effort.warmed and running and min(trials[name] for name in running) >= effort.sample_seconds:
+        rounds = 1  # each was called once, in turn: a round like the others
+        for name in running:
+            laps[name].seconds.append(trials[name])
     rng = np.random.default_rng(seed)
     begin = time.perf_counter()
-    for done in range(effort.most):
+    for done in range(rounds, effort.most):
         if done >= effort.least and time.perf_counter() - begin > effort.seconds:
             break
         for index in rng.permutation(len(running)):

@@ -143,10 +143,8 @@ def memory(plt: Any, records: list[Record]) -> Any:
 
 def linear(plt: Any, records: list[Record]) -> Any:
     """Time against the products alone, and peak memory, over the features; a row of panels for each operation."""
-    own = heads(records)
-    # One number of positions to a line: the one with the most cases.
-    counts = [record["case"]["positions"] for record in own]
-    own = [record for record in own if record["case"]["positions"] == max(set(counts), key=counts.count)]
+    own = [record for record in heads(records) if record["suite"] == "sweep"] or heads(records)
+    positions = dict(sorted((record["case"]["features"], record["case"]["positions"]) for record in own))
     classes = sorted({record["case"]["classes"] for record in own})
     if not classes:
         return None
@@ -162,11 +160,13 @@ def linear(plt: Any, records: list[Record]) -> Any:
             if what == "time":
                 axis.axhline(1, color="black", linewidth=1)
             axis.set(xscale="log", yscale="log", title=f"{operation}, {count} classes")
+            axis.set_xticks(list(positions), [f"{d}\n({n})" for d, n in positions.items()])
+            axis.set_xticks([], minor=True)
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3, which="both")
         axes[k][0].set_ylabel("time / products alone" if what == "time" else "MiB beyond the inputs")
     for axis in axes[-1]:
-        axis.set_xlabel("features")
+        axis.set_xlabel("features (positions)")
     axes[0][-1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
     return figure

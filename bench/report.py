@@ -307,7 +307,7 @@ def answers(records: list[Record], names: Iterable[str]) -> str:
             if "right" not in contestant:
                 continue
             dtype = record["case"]["dtype"]
-            known = name in names or record["suite"] == "linear"
+            known = name in names or record["suite"] in ("linear", "sweep")
             own = worst.setdefault((name if known else "fastxent", dtype), {})
             for key in ("loss_error", "array_error"):
                 if key in contestant:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -17,20 +15,11 @@ from .adapters import ADAPTERS, FastxentJax, FastxentTorch, hessian_calls, insta
 from .answers import Oracle
 from .baselines import Jax, Torch
 from .cases import DTYPES, Case, Data, dtype_of, rows_for
-from .contest import Context, Entry, Record, contest, entries, finish, large
-from .linear import EFFORT, OPERATIONS, LinearCase, contestants
-from .measure import SMOKE, local, race
+from .contest import Context, Entry, Job, Record, contest, entries, finish, large
+from .linear_suites import linear, sweep
+from .measure import local, race
 from .peer import Fastxent, Peer
 from .worker import Worker
-
-
-@dataclass
-class Job:
-    """One step of the progress bar: what it is called, and the records it makes."""
-
-    name: str
-    run: Callable[[], list[Record]]
-
 
 Suite = Callable[[Context], Iterator[Job]]
 
@@ -318,44 +307,6 @@ def memory(context: Context) -> Iterator[Job]:
             yield Job(f"memory: {case.name} {operation}", partial(run, case, operation, ["fastxent"]))
 
 
-def linear(context: Context) -> Iterator[Job]:
-    """The loss of a linear layer, and its gradients: time beside the products alone, and peak memory."""
-
-    def time(case: LinearCase, operation: str) -> list[Record]:
-        data, samplers, answers = case.make(), {}, {}
-        for contestant in field:
-            try:
-                call = contestant.calls(data)[operation]
-                result = call()
-                if result is not None:
-                    answers[contestant.name] = data.errors(*contestant.answer(result))
-                del result
-            except Exception as error:  # a peer may fail in any way; the report says so
-                answers[contestant.name] = {"error": f"{type(error).__name__}: {error}"[:300]}
-            else:
-                samplers[contestant.name] = local(call)
-        effort = SMOKE if context.effort is SMOKE else EFFORT
-        return [finish("linear", case.name, operation, race(samplers, effort), answers) | {"case": case.fields}]
-
-    def memory(case: LinearCase, operation: str) -> list[Record]:
-        found: dict[str, Any] = {}
-        for name in (contestant.name for contestant in field if contestant.name != "product"):
-            with Worker() as worker:
-                try:
-                    found[name] = worker.ask("linear_memory", case=case.fields, operation=operation, peer=name,
-                                             threads=context.threads)  # fmt: skip
-                except RuntimeError as error:
-                    found[name] = {"error": str(error)}
-        return [finish("linear", case.name, operation, {}, found) | {"case": case.fields}]
-
-    field = contestants(context.threads, [peer.name for peer in context.peers])
-    for shape in context.plan.linear:
-        case = LinearCase(*shape)
-        for operation in OPERATIONS:
-            yield Job(f"linear: {case.name} {operation}", partial(time, case, operation))
-            yield Job(f"linear memory: {case.name} {operation}", partial(memory, case, operation))
-
-
 SUITES: dict[str, Suite] = {
     suite.__name__: suite
     for suite in (
@@ -378,6 +329,7 @@ SUITES: dict[str, Suite] = {
         hessian,
         memory,
         linear,
+        sweep,
     )
 }
 WITH_BARS = (

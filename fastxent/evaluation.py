@@ -1,20 +1,21 @@
 """An evaluation over any number of batches, in constant memory: add batches, merge evaluators, read the numbers.
 
-An `Evaluator` keeps counts and float64 sums (`_Totals`), never samples. A batch becomes totals of its own by one pass
-of `token_statistics`; totals are added, whether they come from a batch, another process or a file. Counts add up to the
-same in any order; sums are added in the order of the calls, and another order changes their last digits at most.
+An `Evaluator` keeps counts and float64 sums (`_Totals`), never samples. A batch is scored by one pass of
+`token_statistics` (`ScoredBatch`) and becomes totals of its own; totals are added, whether they come from a batch,
+another process or a file. Counts add up to the same in any order; sums are added in the order of the calls, and another
+order changes their last digits at most.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._arguments import Plan
 from ._scoring_arguments import bytes_of_targets, evaluator_options, same_setting, state_argument, statistics_plan
 from .statistics import TokenStatistics, run_statistics
 
@@ -77,6 +78,33 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The same as a dictionary."""
         return asdict(self)
+
+
+class ScoredBatch(NamedTuple):
+    """What `Evaluator.score` returns: all of a batch that counting it takes, without its logits.
+
+    It may be cut and joined along its first axis, so that rows which are scored piece by piece are counted at once, or
+    counted sequence by sequence after they were scored at once.
+    """
+
+    arrays: tuple[Array, ...]  # of the positions' shape: the statistics, the largest probability, the targets
+    sequence_length: int
+    classes: int
+
+    @property
+    def statistics(self) -> TokenStatistics:
+        """What `token_statistics` returns."""
+        return TokenStatistics(*self.arrays[:5])
+
+    def part(self, chosen: slice) -> ScoredBatch:
+        """Some of the batch."""
+        return self._replace(arrays=tuple(array[chosen] for array in self.arrays))
+
+    @staticmethod
+    def joined(batches: Sequence[ScoredBatch]) -> ScoredBatch:
+        """Batches of the same classes, one after the other."""
+        columns = zip(*(batch.arrays for batch in batches), strict=True)
+        return batches[0]._replace(arrays=tuple(map(np.concatenate, columns)))
 
 
 class Evaluator:
@@ -144,6 +172,7 @@ class Evaluator:
         self._top_k, self._token_bytes, self._bins = evaluator_options(top_k, token_bytes, calibration_bins)
         self._ignore_index, self._shift, self._axis = ignore_index, shift, axis
         self._logit_scale, self._softcap, self._num_threads = logit_scale, softcap, num_threads
+        self._edges = np.linspace(0, 1, self._bins + 1)[1:-1]
         self.reset()
 
     def reset(self) -> None:
@@ -198,13 +227,54 @@ class Evaluator:
         >>> evaluator.update_and_statistics(np.log([[0.5, 0.25, 0.25]]), [0]).rank, evaluator.compute().n_tokens
         (array([0]), 1)
         """
+        batch = self.score(logits, targets, mask=mask, lengths=lengths)
+        self.add(batch)
+        return batch.statistics
+
+    def score(
+        self,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+    ) -> ScoredBatch:
+        """Score a batch without counting it: the pass over the logits that `update` makes, for `add` to count.
+
+        Several threads may do this at once, and the logits may change afterwards: a buffer may be read over. The
+        targets are kept as they are.
+
+        Parameters
+        ----------
+        logits, targets, mask, lengths
+            As for `token_statistics`.
+
+        Returns
+        -------
+        ScoredBatch
+            Its `statistics` are those of `token_statistics`; `part` and `joined` cut and join batches.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastxent
+        >>> evaluator = fastxent.Evaluator()
+        >>> pieces = [evaluator.score(np.log([[0.5, 0.25, 0.25]]), [c]) for c in (0, 2)]
+        >>> evaluator.add(pieces[0].joined(pieces))
+        >>> evaluator.compute().accuracy
+        0.5
+        """
         plan = statistics_plan(
             logits, targets, self._axis, mask, lengths, self._ignore_index, self._shift, self._logit_scale,
             self._softcap, self._num_threads, with_top=True,
         )
-        results = run_statistics(plan)
-        self._totals = self._totals.plus(self._of_batch(plan, results))
-        return TokenStatistics(*results[:5])
+        results = tuple(np.asarray(a) for a in run_statistics(plan))
+        ahead = np.roll(plan.targets, -plan.shift, axis=-1) if plan.shift else plan.targets
+        return ScoredBatch((*results, ahead), plan.sequence_length, plan.logits.shape[plan.axis])
+
+    def add(self, batch: ScoredBatch) -> None:
+        """Count a batch that `score` of an evaluator of the same options returned."""
+        self._totals = self._totals.plus(self._of_batch(batch))
 
     def merge(self, other: Evaluator) -> None:
         """Add what another evaluator of the same options has counted."""
@@ -258,8 +328,8 @@ class Evaluator:
             "token_bytes": self._token_bytes is not None,
         }
 
-    def _of_batch(self, plan: Plan, results: tuple[Array, ...]) -> _Totals:
-        log_prob, logsumexp, _, rank, entropy, top = (np.asarray(a) for a in results)
+    def _of_batch(self, batch: ScoredBatch) -> _Totals:
+        log_prob, logsumexp, _, rank, entropy, top, targets = batch.arrays
         valid = (rank >= 0) | np.isnan(logsumexp)  # a NaN row has no rank either, and counts
         tokens = int(np.count_nonzero(valid))
         total = _Totals.nothing(len(self._top_k), self._bins)
@@ -273,20 +343,18 @@ class Evaluator:
             total.nll = float(losses.sum())
             total.nll_m2 = float(((losses[valid] - total.nll / tokens) ** 2).sum())
             total.entropy = float(entropy[valid].sum(dtype=np.float64))
-            by_sequence = valid.reshape(-1, plan.sequence_length)
+            by_sequence = valid.reshape(-1, batch.sequence_length)
             counts = by_sequence.sum(axis=1)
             means = losses.reshape(by_sequence.shape).sum(axis=1)[counts > 0] / counts[counts > 0]
             total.sequence_nll, total.sequences = float(means.sum()), int(np.count_nonzero(counts))
         total.correct = int(right.sum())
         total.top_k = [int(np.count_nonzero((rank >= 0) & (rank < k))) for k in self._top_k]
-        bins = np.linspace(0, 1, self._bins + 1)[1:-1].searchsorted(confidence, side="right")
+        bins = self._edges.searchsorted(confidence, side="right")
         total.bin_tokens = np.bincount(bins, minlength=self._bins).tolist()
         total.bin_correct = np.bincount(bins[right], minlength=self._bins).tolist()
         total.bin_confidence = np.bincount(bins, confidence, minlength=self._bins).tolist()
         if self._token_bytes is not None:
-            if plan.shift:
-                plan = plan._replace(targets=np.roll(plan.targets, -plan.shift, axis=-1))
-            total.bytes = bytes_of_targets(self._token_bytes, plan.targets, valid, plan.logits.shape[plan.axis])
+            total.bytes = bytes_of_targets(self._token_bytes, targets, valid, batch.classes)
         return total
 
 

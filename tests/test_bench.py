@@ -171,6 +171,17 @@ def test_a_race_goes_on_without_one_that_falls():
     assert max(laps["quick"].seconds) < 0.002  # what goes before is not timed
 
 
+@pytest.mark.parametrize(("shorter", "calls"), [(0.002, 3), (0.0, 4)])
+def test_a_long_trial_is_the_first_round(shorter, calls):
+    """Where all take long, the call that asks how long is a sample; not where one is repeated for a sample."""
+    made = []
+    samplers = {"long": measure.local(lambda: made.append(time.sleep(0.002)))}
+    samplers["other"] = measure.local(lambda: time.sleep(shorter) if shorter else None)
+    laps = measure.race(samplers, measure.Effort(least=3, most=3, seconds=0, sample_seconds=0.001, warmed=True))
+    assert [len(lap.seconds) for lap in laps.values()] == [3, 3]
+    assert len(made) == calls
+
+
 def test_bandwidth_reads_and_copies_everything():
     found = open_bandwidth(1 << 20, 2)
     if found is None:

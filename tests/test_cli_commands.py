@@ -70,6 +70,14 @@ def test_wrong_usage(capsys, arguments):
     assert "usage: fastxent" in capsys.readouterr().err
 
 
+def test_wrong_usage_shows_the_usage_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "x.npy", "t.npy", "--frmat", "json"])
+    err = capsys.readouterr().err
+    assert err.startswith("usage: fastxent eval ")
+    assert err.endswith("fastxent eval: error: unrecognized arguments: --frmat json\n")
+
+
 def test_usage_that_needs_the_files(capsys):
     np.save("flat.npy", np.zeros((3, 4)))
     np.save("one.npy", np.zeros(3, int))

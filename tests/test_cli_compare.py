@@ -17,6 +17,7 @@ from fastxent.cli.compare import DELTA_PERCENTS, KL_PERCENTS
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastxent.cli._blocks._PIECE", 500)  # some rows: a block is read in several pieces
 
 
 def run_json(capsys, *arguments):

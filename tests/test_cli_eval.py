@@ -16,6 +16,7 @@ from fastxent.cli import main
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastxent.cli._blocks._PIECE", 500)  # some rows: a block is read in several pieces
 
 
 def run_json(capsys, *arguments):
@@ -231,13 +232,21 @@ def test_bits_per_byte(capsys):
     assert found["bits_per_byte"] == pytest.approx(found["nll"] * 60 / math.log(2) / sizes[targets].sum())
 
 
-def test_nothing_is_scored(capsys):
+@pytest.mark.parametrize(("rows", "form"), [(5, "table"), (5, "json"), (0, "json")])
+def test_nothing_is_scored(capsys, rows, form):
     logits, targets = files.model()
-    write(logits, np.full_like(targets, -100))
-    found = run_json(capsys, "x.npy", "t.npy")
-    assert (found["n_tokens"], found["n_masked"], found["nll"]) == (0, 60, None)
-    write(logits[:0], targets[:0])
-    assert run_json(capsys, "x.npy", "t.npy")["n_masked"] == 0
+    write(logits[:rows], np.full_like(targets[:rows], -100))
+    assert main(["eval", "x.npy", "t.npy", "--format", form]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"fastxent eval: no position was scored, of {12 * rows}: every mean is nan\n"
+    if form == "json":
+        found = json.loads(out)
+        assert (found["n_tokens"], found["n_masked"], found["nll"]) == (0, 12 * rows, None)
+    assert main(["compare", "x.npy", "x.npy", "t.npy", "--format", form]) == 0
+    assert capsys.readouterr().err == f"fastxent compare: no position was compared, of {12 * rows}: every mean is nan\n"
+
+
+def test_sequences_without_a_position(capsys):
     write(np.zeros((3, 0, 5)), np.zeros((3, 0), int))
     assert main(["eval", "x.npy", "t.npy", "--format", "json", "--per-sequence"]) == 0
     assert [row["n_tokens"] for row in json.loads(capsys.readouterr().out)] == [0, 0, 0]
@@ -330,6 +339,20 @@ def test_plot(capsys, suffix, shape):
     write(np.full((2, 3, 4), np.nan), np.zeros((2, 3), int))
     assert main(["eval", "x.npy", "t.npy", "--plot", f"f.{suffix}"]) == 0
     assert main(["eval", "x.npy", "t.npy", "--plot", f"f.{suffix}", "--ignore-index", "0"]) == 0
+
+
+@pytest.mark.parametrize(("path", "code", "said"), [
+    ("f.xyz", 2, "--plot f.xyz: cannot draw a .xyz; expected one of "),
+    ("no/f.png", 1, "no/f.png: cannot be written: No such file or directory"),
+])
+def test_what_cannot_be_drawn_is_said_before_scoring(capsys, monkeypatch, path, code, said):
+    pytest.importorskip("matplotlib")
+    write(*files.model())
+    monkeypatch.setattr("fastxent.cli._scores.Scores.add", lambda *_: pytest.fail("scored first"))
+    assert main(["eval", "x.npy", "t.npy", "--plot", path]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fastxent eval: {said}")
 
 
 def test_plot_without_matplotlib_is_said_first(capsys, monkeypatch):

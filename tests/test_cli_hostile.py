@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def described(shape, descr="<f2", order="False"):
 GOOD = files.npy(LOGITS)
 DATA = LOGITS.tobytes()
 NPY = {
-    "empty": (b"", "does not begin with"),
+    "empty": (b"", "is empty"),
     "magic": (b"PK\3\4" + GOOD[4:], "does not begin with"),
     "version": (GOOD[:6] + b"\x09\x00" + GOOD[8:], "unknown .npy version 9.0"),
     "no header": (GOOD[:9], "ends within its header"),
@@ -92,7 +93,7 @@ def entry(shape=(4, 7, 11), code="F16", offsets=(0, 616)):
 
 
 SAFETENSORS = {
-    "empty": (b"", "no .safetensors file"),
+    "empty": (b"", "is empty"),
     "header longer than the file": (struct.pack("<Q", 2**63) + b"{}", "cut short"),
     "header of 10 MB": (struct.pack("<Q", 10**7) + b" " * 10**7, "at most 2097152 are read"),
     "no object": (files.safetensors_of(b"[]", DATA), "no JSON object"),
@@ -141,7 +142,7 @@ def many_members():
 
 
 NPZ = {
-    "empty": (b"", "no zip archive"),
+    "empty": (b"", "is empty"),
     "no zip": (GOOD, "no zip archive"),
     "truncated": (zipped()[:-30], "no zip archive"),
     "checksum": (zipped(method=zipfile.ZIP_STORED).replace(DATA[:32], bytes(32)), "CRC"),
@@ -171,7 +172,7 @@ def kld_with(at, value):
 
 
 KLD_FILES = {
-    "empty": (b"", "does not begin with _logits_"),
+    "empty": (b"", "is empty"),
     "magic": (b"_logist_" + KLD[8:], "does not begin with _logits_"),
     "header": (KLD[:15], "ends within its header"),
     "truncated": (KLD[:-1], "is cut short"),
@@ -275,7 +276,8 @@ def test_what_does_not_fit(capsys, name, array, said):
     assert said in err
 
 
-def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch, threads):
     monkeypatch.setattr("fastxent.cli._blocks._rows_at_a_time", lambda *_: 3)
     shrinking = Scores.add
 
@@ -284,8 +286,9 @@ def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch):
         return shrinking(self, part)
 
     monkeypatch.setattr(Scores, "add", add)
-    monkeypatch.setattr("fastxent.get_num_threads", lambda: 1)
+    monkeypatch.setattr("fastxent.get_num_threads", lambda: threads)
     assert "good.npy: ends" in fault(capsys, "eval", "good.npy", "t.npy")
+    assert not [t for t in threading.enumerate() if t.name == "fastxent block"]
 
 
 def test_no_pickle_is_loaded(capsys):

@@ -95,6 +95,30 @@ def test_update_and_statistics_is_both():
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
 
 
+@pytest.mark.parametrize("cut", [1, 4, N])
+def test_scored_in_pieces_and_counted_in_others(cut):
+    """Rows scored in two pieces and joined, then counted in parts, are what `update` counts of each part."""
+    logits, targets, lengths = batch()
+    e = evaluator(shift=1)
+    scratch = np.empty_like(logits)
+    pieces = []
+    for rows in slice(2), slice(2, N):
+        piece = scratch[: len(logits[rows])]  # read over by the next piece
+        piece[:] = logits[rows]
+        pieces.append(e.score(piece, targets[rows], lengths=lengths[rows]))
+    assert e.compute().n_tokens == 0
+    scored = pieces[0].joined(pieces)
+    wanted = fastxent.token_statistics(logits, targets, lengths=lengths, shift=1)
+    for name in wanted._fields:
+        np.testing.assert_array_equal(getattr(scored.statistics, name), getattr(wanted, name))
+    for rows in slice(cut), slice(cut, N):
+        one, two = evaluator(shift=1), evaluator(shift=1)
+        one.add(scored.part(rows))
+        if logits[rows].size:
+            two.update(logits[rows], targets[rows], lengths=lengths[rows])
+        assert one.state_dict() == two.state_dict()
+
+
 def test_shapes():
     """One axis of positions: each is a sequence; none: one position."""
     logits, targets, _ = batch()

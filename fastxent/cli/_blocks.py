@@ -1,8 +1,10 @@
 """Blocks of rows of one or several arrays of logits, side by side: read and scored by several threads, given in order.
 
-Each thread reads a block and scores it while it is still in the cache, on one thread of fastxent's or a few: reading a
-cached file costs as much time as scoring it, and both are shared out evenly this way. What describes the positions is
-read in order, under a lock, and so is any source that knows no other way.
+Each thread takes a block, reads a piece of it and scores that while it is still in the cache, on one thread of
+fastxent's or a few: reading a cached file costs about as much time as scoring it, and both are shared out evenly this
+way. Small pieces make reading cheap, a system's copy into the cache instead of into memory; large blocks what is done
+once for each of them in Python. What describes the positions is read in order, under a lock, and so is any source that
+knows no other way, a whole block at a time.
 """
 
 from __future__ import annotations
@@ -22,17 +24,22 @@ _LARGEST_ROW = 64 * 2**20
 _MOST_ROWS = 2**17  # of a block: what is known of a position takes some 200 bytes meanwhile
 _MOST_WORKERS = 8
 _MOST_HELD = 256 * 10**6  # bytes of all blocks that are being scored
+_PIECE = 2 * 10**6  # bytes for each thread that scores them
 
 About = TypeVar("About")
 Result = TypeVar("Result")
 
 
 class Block(NamedTuple):
-    """Rows `start` to `stop` of each array, each (rows, classes); `threads`: how many may score them."""
+    """Rows `start` to `stop` of each array; `threads`: how many may score them.
+
+    `pieces` reads them, in order: which rows of the block, and of each array (rows, classes). What it gave before is
+    then lost.
+    """
 
     start: int
     stop: int
-    rows: list[Array]
+    pieces: Iterator[tuple[slice, list[Array]]]
     threads: int
 
 
@@ -102,6 +109,8 @@ class _Work(Generic[About, Result]):
     ) -> None:
         self.sources, self.starts, self.n_rows, self.threads = sources, starts, n_rows, threads
         self.describe, self.score = describe, score
+        row_bytes = sum(source.shape[-1] * source.dtype.itemsize for source in sources if source.parallel)
+        self.piece = max(1, min(starts.step, _PIECE * threads // row_bytes)) if row_bytes else starts.step
         self.lock = threading.Lock()
         self.next = 0
         self.stopped = False
@@ -180,16 +189,26 @@ class _Work(Generic[About, Result]):
     def _finish(self, start: int, stop: int, about: About, rows: list[Array | None], buffers: list[Array]) -> Result:
         """Read the rest of a block and score it."""
         with np.errstate(all="ignore"):  # infinities and NaN speak for themselves in the result
-            whole = [
-                self._read(source, start, stop, buffer) if read is None else read
-                for source, buffer, read in zip(self.sources, buffers, rows, strict=True)
+            return self.score(Block(start, stop, self._pieces(start, stop, rows, buffers), self.threads), about)
+
+    def _pieces(
+        self, start: int, stop: int, rows: list[Array | None], buffers: list[Array]
+    ) -> Iterator[tuple[slice, list[Array]]]:
+        for at in range(start, stop, self.piece):
+            end = min(at + self.piece, stop)
+            part = slice(at - start, end - start)
+            yield part, [
+                self._read(source, at, end, buffer) if whole is None else whole[part]
+                for source, buffer, whole in zip(self.sources, buffers, rows, strict=True)
             ]
-            return self.score(Block(start, stop, whole, self.threads), about)
 
     def _read(self, source: Source, start: int, stop: int, buffer: Array) -> Array:
         classes = source.shape[-1]
         return source.read(start * classes, stop * classes, buffer).reshape(-1, classes)
 
     def _buffers(self) -> list[Array]:
-        rows = min(self.starts.step, self.n_rows)
-        return [np.empty(rows * source.shape[-1] * source.dtype.itemsize, np.uint8) for source in self.sources]
+        return [
+            np.empty(min(self.piece if source.parallel else self.starts.step, self.n_rows) * source.shape[-1]
+                     * source.dtype.itemsize, np.uint8)
+            for source in self.sources
+        ]

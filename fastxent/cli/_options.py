@@ -29,7 +29,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """How a file is read, and what is said meanwhile."""
     parser.add_argument(
         "--block-mb", type=block_size, default=BLOCK_MB, metavar="N",
-        help=f"each thread reads about N MB at a time, from 1 to 128 (default {BLOCK_MB}); 256 MB in all at most",
+        help=f"each thread takes on about N MB at a time, from 1 to 128 (default {BLOCK_MB}); 256 MB in all at most",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no remarks on standard error")
 

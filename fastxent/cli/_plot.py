@@ -11,7 +11,6 @@ import numpy as np
 from fastxent.evaluation import Evaluation
 
 from ._faults import UsageFault
-from ._output import replacing
 from ._scores import BUCKET, N_BUCKETS, Scores
 from .formats import Array
 
@@ -27,16 +26,21 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def require() -> None:
-    """UsageFault where matplotlib is not there: before an hour of scoring, not after it."""
+def format_of(path: str) -> str:
+    """The format of the figure, by its suffix. UsageFault where it cannot be drawn: before an hour of scoring."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib.backend_bases
     except ImportError as error:
         raise UsageFault("--plot needs matplotlib: pip install 'fastxent[plot]'") from error
+    found = Path(path).suffix.lstrip(".").lower() or "png"
+    known = sorted(matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes())
+    if found not in known:
+        raise UsageFault(f"--plot {path}: cannot draw a .{found}; expected one of {', '.join(known)}")
+    return found
 
 
-def draw(path: str, scores: Scores, found: Evaluation, title: str) -> None:
-    """Write the figure to `path`, in the format of its suffix."""
+def draw(path: Path, form: str, scores: Scores, found: Evaluation, title: str) -> None:
+    """Write the figure to `path`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -54,9 +58,7 @@ def draw(path: str, scores: Scores, found: Evaluation, title: str) -> None:
         if by_time:
             _by_position(axes[1], curves.by_time, scores.steps, found)
         _histogram(axes[-1], curves.histogram, found)
-        target = Path(path)
-        with replacing(target) as part:
-            figure.savefig(part, format=target.suffix.lstrip(".") or "png")
+        figure.savefig(path, format=form)
 
 
 def _headline(found: Evaluation) -> str:

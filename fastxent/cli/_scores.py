@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 import fastxent
-from fastxent.evaluation import Evaluation
+from fastxent.evaluation import Evaluation, ScoredBatch
 
 from ._blocks import Block
 from ._positions import Counted
@@ -57,17 +57,21 @@ class Scores:
 
     def score(self, block: Block, counted: Counted) -> Part:
         """A block for itself; several threads may do this at once."""
-        (logits,) = block.rows
         evaluator = self._fresh(block.threads)
-        mask = None if counted.all_valid else counted.valid
-        found = evaluator.update_and_statistics(logits, counted.targets, mask=mask)
-        losses = np.where(counted.valid, -found.log_prob.astype(np.float64), 0.0)
+        targets, valid = counted.targets, counted.valid
+        batches, nbytes = [], 0
+        for part, (logits,) in block.pieces:
+            batches.append(evaluator.score(logits, targets[part], mask=None if counted.all_valid else valid[part]))
+            nbytes += logits.nbytes
+        batch = ScoredBatch.joined(batches)
+        evaluator.add(batch)
+        losses = np.where(valid, -batch.statistics.log_prob.astype(np.float64), 0.0)
         sequences = []
         if self.per_sequence:
             for piece in self._pieces(block.start, block.stop):
-                sequences.append(self._fresh(block.threads))
-                sequences[-1].update(logits[piece], counted.targets[piece], mask=counted.valid[piece])
-        return Part(block.start, evaluator, losses, counted.valid, sequences, logits.nbytes)
+                sequences.append(self._fresh(1))
+                sequences[-1].add(batch.part(piece))
+        return Part(block.start, evaluator, losses, valid, sequences, nbytes)
 
     def _pieces(self, start: int, stop: int) -> Iterator[slice]:
         """The rows of a block that belong to one sequence each."""

@@ -101,7 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             form = _output.to_json if arguments.format == "json" else _output.to_csv
             _output.write(out, form(found).rstrip("\n") + "\n")
-    if arguments.format != "table":
+    if not found["n_tokens"]:
+        warn("compare", f"no position was compared, of {found['n_masked']}: every mean is nan", arguments.quiet)
+    elif arguments.format != "table":
         counts = f"{found['n_tokens']} positions compared, {found['n_masked']} masked"
         warn("compare", f"{counts}; means are over the compared positions", arguments.quiet)
     return judge("compare", arguments, found)
@@ -135,13 +137,19 @@ class Comparison:
 
     def score(self, block: Block, counted: Counted) -> Part:
         """A block of rows of both; several threads may do this at once."""
-        base, other = block.rows
-        valid, threads = counted.valid, block.threads
+        pieces = [self._score(rows, counted, part, block.threads) for part, rows in block.pieces]
+        divergence, log_base, log_other = (np.concatenate([piece[i] for piece in pieces]) for i in range(3))
+        agreed, positions, nbytes = (sum(numbers) for numbers in zip(*(piece[3:] for piece in pieces), strict=True))
+        return Part(divergence, log_base, log_other, agreed, positions, nbytes)
+
+    def _score(self, rows: list[Array], counted: Counted, part: slice, threads: int) -> Part:
+        base, other = rows
+        targets, valid = counted.targets[part], counted.valid[part]
         mask = None if counted.all_valid else valid
         divergence = fastxent.kl_div(other, base, mask=mask, reduction="none", num_threads=threads)
         first, second = (
-            fastxent.token_statistics(rows, counted.targets, mask=mask, ignore_index=None, num_threads=threads)
-            for rows in (base, other)
+            fastxent.token_statistics(logits, targets, mask=mask, ignore_index=None, num_threads=threads)
+            for logits in (base, other)
         )
         agreed = int(np.count_nonzero((first.argmax == second.argmax) & (first.argmax >= 0) & valid))
         log_base, log_other = (found.log_prob[valid].astype(np.float64) for found in (first, second))

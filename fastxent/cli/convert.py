@@ -106,14 +106,15 @@ def _copied(source: Source, dtype: Dtype, arguments: argparse.Namespace) -> Any:
     """The elements in the type of the new file, as bytes; out of its range is a fault."""
 
     def converted(block: Block, _: None) -> Array:
-        (rows,) = block.rows
-        with np.errstate(over="ignore"):
-            values = np.ascontiguousarray(rows.astype(dtype))  # a copy: the block is read over
-        if dtype.itemsize < rows.dtype.itemsize:
-            lost = np.isinf(values.astype(np.float32)) & np.isfinite(rows)
-            if lost.any():
-                row = block.start + int(np.argwhere(lost)[0][0])
-                raise FileFault(source.name, f"row {row} has a number beyond the range of {dtype}")
+        values = np.empty((block.stop - block.start, source.shape[-1]), dtype)
+        for part, (rows,) in block.pieces:
+            with np.errstate(over="ignore"):
+                values[part] = rows
+            if dtype.itemsize < rows.dtype.itemsize:
+                lost = np.isinf(values[part].astype(np.float32)) & np.isfinite(rows)
+                if lost.any():
+                    row = block.start + part.start + int(np.argwhere(lost)[0][0])
+                    raise FileFault(source.name, f"row {row} has a number beyond the range of {dtype}")
         return values.reshape(-1).view(np.uint8)
 
     parts = scored([source], arguments.block_mb * 10**6, lambda *_: None, converted)
@@ -159,15 +160,19 @@ def _write_kld(
     out.write(tokens.astype("<i4").data)
 
     def encoded(block: Block, _: None) -> tuple[Array, int]:
-        time = np.arange(block.start, block.stop) % n_rows
-        kept = np.flatnonzero((time >= first) & (time < first + rows))
-        logits = block.rows[0][kept]
-        top = logits.astype(np.float32, copy=False).max(axis=1)
-        if not np.isfinite(top).all():  # a NaN or +inf among them, or nothing but -inf
-            row = int((~np.isfinite(top)).argmax())
-            where = block.start + int(kept[row])
-            raise FileFault(source.name, f"row {where} is no row of logits: its largest number is {top[row]}")
-        return encode(logits, arguments.log_probs), block.rows[0].nbytes
+        pieces, nbytes = [], 0
+        for part, (logits,) in block.pieces:
+            time = np.arange(block.start + part.start, block.start + part.stop) % n_rows
+            kept = np.flatnonzero((time >= first) & (time < first + rows))
+            chosen = logits[kept]
+            top = chosen.astype(np.float32, copy=False).max(axis=1)
+            if not np.isfinite(top).all():  # a NaN or +inf among them, or nothing but -inf
+                row = int((~np.isfinite(top)).argmax())
+                where = block.start + part.start + int(kept[row])
+                raise FileFault(source.name, f"row {where} is no row of logits: its largest number is {top[row]}")
+            pieces.append(encode(chosen, arguments.log_probs))
+            nbytes += logits.nbytes
+        return np.concatenate(pieces), nbytes
 
     parts = scored([source], arguments.block_mb * 10**6, lambda *_: None, encoded)
     with progress(source.size * source.dtype.itemsize, arguments.quiet) as report, contextlib.closing(parts):

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import fastxent
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from . import _plot
 
-        _plot.require()
+        plot_format = _plot.format_of(arguments.plot)
     check_names(arguments.fail_if, names(arguments.top_k))
     with contextlib.ExitStack() as stack:
         logits, targets = open_inputs(arguments, stack)
@@ -86,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         token_bytes = _token_bytes(arguments, logits, stack)
         scores = Scores(counted.steps, arguments.top_k, token_bytes, bool(arguments.plot), arguments.per_sequence)
         out = stack.enter_context(_output.opened(arguments.output))
+        if arguments.plot:
+            figure = stack.enter_context(_output.replacing(Path(arguments.plot)))
         rows = _Rows(out, arguments.format)
         report = stack.enter_context(progress(logits.size * logits.dtype.itemsize, arguments.quiet))
         parts = scored([logits], arguments.block_mb * 10**6, counted.block, scores.score)
@@ -97,12 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
             rows.add(index, sequence)
         found = scores.result()
         if arguments.plot:
-            _plot.draw(arguments.plot, scores, found, f"{logits.name}: {logits.describe()}")
+            _plot.draw(figure, plot_format, scores, found, f"{logits.name}: {logits.describe()}")
         if arguments.per_sequence:
             rows.finish(found)
         else:
             _output.write(out, _text(found, arguments.format))
-    if arguments.per_sequence or arguments.format != "table":
+    if not found.n_tokens:
+        warn("eval", f"no position was scored, of {found.n_masked}: every mean is nan", arguments.quiet)
+    elif arguments.per_sequence or arguments.format != "table":
         warn("eval", _which_mean(found), arguments.quiet)
     return judge("eval", arguments, flat(found))
 

@@ -145,7 +145,11 @@ def open_regular(name: str, path: str | os.PathLike[str]) -> tuple[io.FileIO, in
         file = io.FileIO(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise FileFault(name, getattr(error, "strerror", None) or str(error)) from error
-    return file, os.fstat(file.fileno()).st_size
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        file.close()
+        raise FileFault(name, "is empty")
+    return file, size
 
 
 def fill(name: str, file: io.FileIO, offset: int, view: Array) -> None:
