@@ -16,7 +16,6 @@ from .linear import EFFORT, OPERATIONS, LinearCase, contestants
 from .measure import SMOKE, local, race
 from .worker import Worker
 
-
 # glibc's malloc keeps larger and larger blocks for itself as a process goes on: as in one that has just begun.
 FRESH = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 

@@ -14,6 +14,11 @@ from fastxent.torch import _eager, _operators  # noqa: E402
 REDUCTIONS = ["mean", "sum", "none"]
 
 
+@pytest.fixture
+def saved(monkeypatch):
+    monkeypatch.setattr(_eager, "AT_ONCE", 0)
+
+
 @pytest.fixture(params=[1 << 20, 0], ids=["gradient at once", "statistics saved"])
 def both_ways(request, monkeypatch):
     monkeypatch.setattr(_eager, "AT_ONCE", request.param)
@@ -30,39 +35,73 @@ def inputs(dtype=torch.float64, shape=(3, 4, 2)):
 # --- derivatives
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1, "softcap": 2.0}], ids=str)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gradcheck(both_ways, reduction, options, weighted):
-    x, t, q, w = inputs()
-    mask = torch.tensor([[True, True], [False, True], [True, True]])
-    weight = w if weighted else None
+OPTIONS = [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1, "softcap": 2.0}]
+CHECKS = torch.autograd.gradcheck, torch.autograd.gradgradcheck
 
-    def indices(x):
-        return ours.cross_entropy(x, t, weight, **options, reduction=reduction, mask=mask)
+
+def check_indices(reduction, options, weighted):
+    x, t, _, w = inputs()
+    mask = torch.tensor([[True, True], [False, True], [True, True]])
+
+    def loss(x):
+        return ours.cross_entropy(x, t, w if weighted else None, **options, reduction=reduction, mask=mask)
+
+    for check in CHECKS:
+        assert check(loss, (x,), check_batched_grad=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck(reduction, options, weighted):
+    check_indices(reduction, options, weighted)
+    x, _, q, w = inputs()
 
     def probabilities(x, q, *w):
         return ours.cross_entropy(x, q, *w, **options, reduction=reduction, lengths=torch.tensor([2, 0, 1]))
 
     more = (w.clone().requires_grad_(),) if weighted else ()
-    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-        assert check(indices, (x,), check_batched_grad=True)
+    for check in CHECKS:
         assert check(probabilities, (x, q, *more), check_batched_grad=True)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])  # "none" always saves statistics
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradcheck_of_saved_statistics(saved, reduction, options, weighted):
+    """As above where the logits are many; targets and weights with gradients of their own go another way."""
+    check_indices(reduction, options, weighted)
+
+
+def binary(reduction):
+    _, _, _, w = inputs()
+    weight = torch.rand(3, 4, 2, dtype=torch.float64)
+    return partial(ours.binary_cross_entropy_with_logits, weight=weight, pos_weight=w[:2], reduction=reduction)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_gradcheck_of_the_others(both_ways, reduction):
+def test_gradcheck_of_the_others(reduction):
     x, t, q, w = inputs()
-    s, weight = torch.rand(3, 2, dtype=torch.float64).requires_grad_(), torch.rand(3, 4, 2, dtype=torch.float64)
-    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+    s = torch.rand(3, 2, dtype=torch.float64).requires_grad_()
+    for check in CHECKS:
         assert check(lambda x: ours.nll_loss(x, t, w, reduction=reduction), (x,), check_batched_grad=True)
         assert check(lambda x, s: ours.nll_loss(x, t, w, reduction=reduction, sample_weight=s), (x, s))
         assert check(lambda x, s: ours.cross_entropy(x, t, w, reduction=reduction, sample_weight=s), (x, s))
+        assert check(binary(reduction), (x, q))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_of_binary_losses(both_ways, reduction):
+    x, _, q, _ = inputs()
+    for check in CHECKS:
+        assert check(binary(reduction), (x, q.detach()))
+
+
+def test_gradcheck_of_activations():
+    x, *_ = inputs()
+    for check in CHECKS:
         assert check(lambda x: ours.softmax(x, 1), (x,), check_batched_grad=True)
         assert check(lambda x: ours.log_softmax(x, -1), (x,), check_batched_grad=True)
-        for target in (q, q.detach()):
-            binary = partial(ours.binary_cross_entropy_with_logits, weight=weight, pos_weight=w[:2])
-            assert check(partial(binary, reduction=reduction), (x, target))
 
 
 def test_third_order():
