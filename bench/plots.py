@@ -143,6 +143,8 @@ def memory(plt: Any, records: list[Record]) -> Any:
 
 def linear(plt: Any, records: list[Record]) -> Any:
     """Time against the products alone, and peak memory, over the features; a row of panels for each operation."""
+    from matplotlib.ticker import LogFormatter
+
     own = [record for record in heads(records) if record["suite"] == "sweep"] or heads(records)
     positions = dict(sorted((record["case"]["features"], record["case"]["positions"]) for record in own))
     classes = sorted({record["case"]["classes"] for record in own})
@@ -162,6 +164,8 @@ def linear(plt: Any, records: list[Record]) -> Any:
             axis.set(xscale="log", yscale="log", title=f"{operation}, {count} classes")
             axis.set_xticks(list(positions), [f"{d}\n({n})" for d, n in positions.items()])
             axis.set_xticks([], minor=True)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
             axis.title.set_fontsize(9)
             axis.grid(alpha=0.3, which="both")
         axes[k][0].set_ylabel("time / products alone" if what == "time" else "MiB beyond the inputs")
