@@ -21,8 +21,9 @@ static FX_INLINE void few_lines(V x[], const char *p, const int classes) {
     FX_UNROLL
     for (int l = 0; l < LANES; l++) row[l] = p + l * classes * SIZE;
     v_load_quads(row, 0, r);
+    const int first = classes < 4 ? classes : 4;
     FX_UNROLL
-    for (int c = 0; c < classes && c < 4; c++) x[c] = r[c];
+    for (int c = 0; c < first; c++) x[c] = r[c];
     if (classes <= 4) return;
     v_load_quads(row, (classes - 4) * SIZE, r);
     FX_UNROLL

@@ -24,12 +24,12 @@
 #if V_QUADS > 1
 #define v_store_quads FX_CAT(v_store_quads_, FX_STORAGE)
 #else
-#define v_store_quads(rows, offset, r) ((void)0)
+#define v_store_quads(rows, offset, r) ((void)(r))
 #endif
 #else
 #define V_QUADS                        0
 #define v_load_quads(rows, offset, r)  ((void)0)
-#define v_store_quads(rows, offset, r) ((void)0)
+#define v_store_quads(rows, offset, r) ((void)(r))
 #endif
 #define V_HALVES                  FX_CAT(V_HALVES_, FX_STORAGE) /* 0 where it is not defined */
 #define v_load_tail_r(p, n, fill) FX_CAT(v_load_tail_, FX_REAL_NAME)((const char *)(p), n, fill)

@@ -188,8 +188,10 @@ static FX_INLINE void panel_add(Stretch *s, V max, R *p, int c, const int at, co
     FX_UNROLL
     for (int u = 0; u < count; u++) y[u] = v_sub(x[u], max);
     v_exps(e, y, count, k);
-    FX_UNROLL
-    for (int u = 0; u < count && keep; u++) v_storer(p + (c + u) * LANES, e[u]);
+    if (keep) {
+        FX_UNROLL
+        for (int u = 0; u < count; u++) v_storer(p + (c + u) * LANES, e[u]);
+    }
     FX_UNROLL
     for (int u = 0; u < count; u++) {
         M top = v_eq(x[u], max);
