@@ -1,7 +1,7 @@
 """Not a byte outside the caller's arrays is touched: each lies against a page that cannot be read or written.
 
-A kernel that does it all the same ends the process. The same arrays show that the place of a row in a batch, an array in
-place of its own, and an output given or new change no bit.
+A kernel that does it all the same ends the process. The same arrays show that no bit changes with a row's place in the
+batch, or with an output that is new, given or the logits themselves.
 """
 
 import ctypes
