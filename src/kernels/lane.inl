@@ -44,8 +44,8 @@ typedef struct {
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     ExpScale k;          /* panel_scale */
     int width, columns;
-    int keep,
-        kept; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, and have */
+    int keep; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
+    int kept; /* and have */
 } Panel;
 
 static FX_INLINE ExpScale panel_scale(const FxCall *call) { return exp_scale(call->transform ? 1 : call->logit_scale); }
