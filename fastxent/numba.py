@@ -30,7 +30,9 @@ try:
     from numba import njit
     from numba.extending import overload
 except ImportError as error:
-    raise ImportError(f"fastxent.numba needs Numba ({error}): pip install 'fastxent[numba]'") from error
+    raise ImportError(
+        f"fastxent.numba needs Numba ({error}): pip install 'fastxent[numba]'", name=error.name
+    ) from error
 
 import numpy as np
 

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -48,6 +50,16 @@ def test_examples(name):
         test.globs = {}
         doctest.DocTestRunner(verbose=False).run(test, out=report.append)
     assert not report, "".join(report)
+
+
+@pytest.mark.parametrize("framework", ["dask", "jax", "keras", "numba", "sklearn", "torch"])
+def test_an_adapter_names_the_framework_that_is_missing(framework):
+    code = (
+        f"import sys; sys.modules['{framework}'] = None\n"
+        f"try: import fastxent.{framework}\nexcept ImportError as error: print(error.name)"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip().split(".")[0] == framework
 
 
 @pytest.mark.parametrize("name", fastxent.__all__)
