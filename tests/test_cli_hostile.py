@@ -291,6 +291,40 @@ def test_a_file_that_shrinks_while_it_is_read(capsys, monkeypatch, threads):
     assert not [t for t in threading.enumerate() if t.name == "fastxent block"]
 
 
+def test_no_memory_for_the_readers_is_said(capsys, monkeypatch):
+    def buffers(self):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("fastxent.cli._blocks._rows_at_a_time", lambda *_: 3)
+    monkeypatch.setattr("fastxent.cli._blocks._Work._buffers", buffers)
+    monkeypatch.setattr("fastxent.get_num_threads", lambda: 3)
+    found = []
+    command = threading.Thread(target=lambda: found.append(fault(capsys, "eval", "good.npy", "t.npy")), daemon=True)
+    command.start()
+    command.join(60)
+    assert found == ["fastxent eval: MemoryError: no room\n"]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_system_without_threads(capsys, monkeypatch, left):
+    """The blocks are scored by those that could be started, or by the caller."""
+    monkeypatch.setattr("fastxent.cli._blocks._rows_at_a_time", lambda *_: 3)
+    monkeypatch.setattr("fastxent.get_num_threads", lambda: 3)
+    assert main(["eval", "good.npy", "t.npy", "--format", "json"]) == 0
+    expected, started, start = capsys.readouterr().out, [], threading.Thread.start
+
+    def refuse(self):
+        if len(started) == left:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert main(["eval", "good.npy", "t.npy", "--format", "json"]) == 0
+    assert capsys.readouterr().out == expected
+    assert len(started) == left
+
+
 def test_no_pickle_is_loaded(capsys):
     class Bomb:
         def __reduce__(self):

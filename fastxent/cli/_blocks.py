@@ -127,13 +127,19 @@ class _Work(Generic[About, Result]):
     def shared(self, n_workers: int) -> Iterator[Result]:
         """All blocks by workers; never many more done than asked for."""
         permits = threading.Semaphore(2 * n_workers)
-        workers = [
-            threading.Thread(target=self._run, args=(permits,), name="fastxent block", daemon=True)
-            for _ in range(n_workers)
-        ]
-        for worker in workers:
-            worker.start()
+        workers: list[threading.Thread] = []
+        buffers = [self._buffers() for _ in range(n_workers)]  # here, where a MemoryError is the caller's
         try:
+            for own in buffers:
+                worker = threading.Thread(target=self._run, args=(permits, own), name="fastxent block", daemon=True)
+                try:
+                    worker.start()
+                except RuntimeError:  # the system has no thread left: those that run do the work
+                    break
+                workers.append(worker)
+            if not workers:
+                yield from self.alone()
+                return
             for index in range(len(self.starts)):
                 with self.changed:
                     while index not in self.results:
@@ -150,8 +156,7 @@ class _Work(Generic[About, Result]):
             for worker in workers:
                 worker.join()
 
-    def _run(self, permits: threading.Semaphore) -> None:
-        buffers = self._buffers()
+    def _run(self, permits: threading.Semaphore, buffers: list[Array]) -> None:
         while True:
             permits.acquire()
             found: Result | _Failure
