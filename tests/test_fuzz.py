@@ -45,3 +45,12 @@ def test_documented_commands(command):
 def test_commands_are_documented():
     assert [command for command in documented() if "fuzz.py" in command] == ["tests/fuzz.py"]
     assert "tests/fuzz_files.py npy" in documented()
+
+
+def test_given_options_win():
+    """fuzz_files.py has limits of its own, which an option of the command line replaces: here by one that is passed."""
+    pytest.importorskip("atheris")
+    words = [sys.executable, "tests/fuzz_files.py", "npy", "-rss_limit_mb=1", "-max_total_time=60"]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, cwd=ROOT)
+    assert ran.returncode != 0
+    assert "out-of-memory" in ran.stderr and "limit: 1Mb" in ran.stderr, ran.stderr[-2000:]
