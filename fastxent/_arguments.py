@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from . import _threads
 from ._coerce import (
+    FLOAT32,
     FLOAT64,
     INDEX_LIMITS,
     INT64,
@@ -177,7 +178,7 @@ def loss_plan(
         z_loss = _checked_z_loss(z_loss)
     if type(logit_scale) is not float or logit_scale != 1.0:
         logit_scale = _positive(logit_scale, "logit_scale")
-    softcap = 0.0 if softcap is None else _positive(softcap, "softcap")
+    softcap = 0.0 if softcap is None else checked_softcap(softcap, logit_scale, computed)
 
     try:
         code = REDUCTIONS[reduction]
@@ -356,6 +357,16 @@ def _positive(value: Any, name: str) -> float:
     if number <= 0.0:
         raise ValueError(f"{name} must be greater than 0, got {number}")
     return number
+
+
+def checked_softcap(value: Any, logit_scale: float, computed: np.dtype[Any]) -> float:
+    """The cap; 0 (none) where it, or the share of it that a logit is, would be beyond the normal numbers.
+
+    Then z is logit_scale * x to the last digit, for every x below 1e34 (float64: 1e304).
+    """
+    cap = _positive(value, "softcap")
+    least, end = (2.0**-126, 2.0**128) if computed == FLOAT32 else (2.0**-1022, math.inf)
+    return 0.0 if cap >= end or logit_scale / cap < least else cap
 
 
 def _reduction_error(reduction: Any) -> ValueError:

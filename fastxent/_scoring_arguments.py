@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arguments import Plan, _checked_axis, _positive, _scores_plan, loss_plan
+from ._arguments import Plan, _checked_axis, _positive, _scores_plan, checked_softcap, loss_plan
 from ._coerce import INT64, LOGIT_DTYPES, as_array, describe, logit_dtypes, whole_number
 from ._options import OP_LOSS, OP_PARTIALS, OP_STATISTICS, OP_TOP_K
 from ._targets import in_range, whole_numbers
 
 Array = NDArray[Any]
 PARTIALS = 5  # numbers of a position
+_MOST_CLASSES = 2**53
 
 
 def statistics_plan(
@@ -44,6 +45,8 @@ def partials_plan(
     """
     offset = whole_number(class_offset, "class_offset", lowest=0)
     plan = _index_plan(logits, targets, axis, mask, lengths, ignore_index, shift, logit_scale, softcap, num_threads)
+    if offset > _MOST_CLASSES:
+        raise ValueError(f"class_offset must be at most 2**53, so that float64 holds every class; got {offset}")
     given = plan.targets
     here = (given >= offset) & (given < offset + plan.logits.shape[plan.axis])
     local = np.where(here, given.astype(INT64) - offset, 0)
@@ -63,11 +66,9 @@ def top_k_plan(logits: Any, k: Any, axis: Any, logit_scale: Any, softcap: Any, n
         raise ValueError(f"k must be at most the number of classes, {logits.shape[axis]}; got {number}")
     results = (np.empty((*positions, number), computed), np.empty((*positions, number), INT64))
     plan = _scores_plan(OP_TOP_K, logits, axis, None, None, None, num_threads)
-    return plan._replace(
-        logit_scale=_positive(logit_scale, "logit_scale"),
-        softcap=0.0 if softcap is None else _positive(softcap, "softcap"),
-        statistics=results,
-    )
+    scale = _positive(logit_scale, "logit_scale")
+    softcap = 0.0 if softcap is None else checked_softcap(softcap, scale, computed)
+    return plan._replace(logit_scale=scale, softcap=softcap, statistics=results)
 
 
 def _index_plan(
@@ -140,6 +141,9 @@ def state_argument(state: Any, version: int) -> dict[str, Any]:
         raise TypeError(f"state must be a dict, as state_dict returns it; got {type(state).__name__}")
     if state.get("version") != version:
         raise ValueError(f"state has version {state.get('version')!r}; expected {version}")
+    for name in ("settings", "totals"):
+        if not isinstance(state.get(name), dict):
+            raise ValueError(f"state is not what state_dict returned: it has no {name}")
     return state
 
 

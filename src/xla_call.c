@@ -310,6 +310,9 @@ static FxXlaError *call_once(FxXlaJob *job) {
     call.z_loss = job->numbers[FX_XLA_Z_LOSS];
     call.logit_scale = job->numbers[FX_XLA_LOGIT_SCALE];
     call.softcap = job->numbers[FX_XLA_SOFTCAP];
+    /* As in _arguments.py: a cap beyond float32 is none. */
+    if (call.storage != FX_F64 && (call.softcap >= 0x1p128 || call.logit_scale < 0x1p-126 * call.softcap))
+        call.softcap = 0;
     call.scale = 1;
     call.sequence_length = job->steps;
 

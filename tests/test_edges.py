@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent import reference
 
 on_every_engine = pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
 every_float = pytest.mark.parametrize("dtype", cases.FLOATS)
@@ -165,3 +166,23 @@ def test_many_equal_weights_do_not_drift(shape, engine):
                 np.zeros((*shape, 2)), np.broadcast_to([0.0, -np.inf], (*shape, 2)), sample_weight=weight
             )
             np.testing.assert_allclose(gradient[..., 0], -0.5 / n, rtol=4 * u)
+
+
+@on_every_engine
+@every_float
+def test_softcap_without_an_effect(dtype, engine):
+    """Of a cap that leaves every logit as it is, up to those that the compute type cannot hold."""
+    x, u = cases.scores(cases.rng(94), (9, 20), cases.FLOATS[dtype]), 2.0**-52 if dtype == "float64" else 2.0**-23
+    targets = np.arange(9)
+    with cases.running_on(*engine):
+        for softcap, scale in ((1e30, 1.0), (3e38, 1.0), (3e38, 1e-3), (1e39, 1.0), (1e39, 16.0), (1.7e308, 2.0)):
+            options, rtol = {"logit_scale": scale}, 64 * u * (1 + 4 * scale)  # what moves z moves a small p as much
+            loss, gradient = fastxent.cross_entropy_and_grad(x, targets, softcap=softcap, **NONE, **options)
+            expected = reference.cross_entropy_and_grad(x, targets, **NONE, **options)
+            np.testing.assert_allclose(loss, expected[0].astype(float), rtol=rtol)
+            atol = rtol * scale + (2.0**-8 * scale if dtype in ("float16", "bfloat16") else 0)
+            np.testing.assert_allclose(gradient.astype(float), expected[1].astype(float), rtol=0, atol=atol)
+            got = fastxent.token_statistics(x, targets, softcap=softcap, **options).log_prob
+            np.testing.assert_allclose(got, -expected[0].astype(float), rtol=rtol)
+            best = fastxent.top_k_log_probs(x, 3, softcap=softcap, **options).values
+            np.testing.assert_allclose(best, fastxent.top_k_log_probs(x, 3, **options).values, rtol=rtol)

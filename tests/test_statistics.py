@@ -406,10 +406,11 @@ def test_target_of_no_range():
     assert fastxent.finish_partials(fastxent.partials(np.zeros(3), -100)).log_prob == 0
 
 
-@pytest.mark.parametrize("offset", [-1, 0.5])
+@pytest.mark.parametrize("offset", [-1, 0.5, 2**53 + 1, 2**63])
 def test_bad_class_offset(offset):
     with pytest.raises((ValueError, TypeError), match="class_offset"):
         fastxent.partials(np.zeros(3), 0, class_offset=offset)
+    assert fastxent.partials(np.zeros(3), 0, class_offset=2**53)[3] == 2**53  # exactly, as any below
 
 
 def test_targets_of_small_and_large_types():
