@@ -318,7 +318,11 @@ class Evaluator:
         for name, mine in self._settings().items():
             same_setting(name, mine, state["settings"].get(name))
         kinds = asdict(_Totals.nothing(len(self._top_k), self._bins))
-        self._totals = _Totals(**{name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()})
+        try:
+            totals = {name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()}
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"state is not what state_dict returned: {type(error).__name__}: {error}") from error
+        self._totals = _Totals(**totals)
 
     def _settings(self) -> dict[str, Any]:
         """What two evaluators must have in common for their counts to mean the same."""
@@ -370,4 +374,6 @@ def _to_plain(value: Any) -> Any:
 
 def _from_plain(value: Any, kind: Any) -> Any:
     """The number, or numbers, of the type that `kind` has."""
-    return [_from_plain(v, kind[0]) for v in value] if isinstance(kind, list) else type(kind)(value)
+    if isinstance(kind, list):
+        return [_from_plain(v, of) for v, of in zip(value, kind, strict=True)]
+    return type(kind)(value)

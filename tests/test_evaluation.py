@@ -202,6 +202,29 @@ def test_loading_replaces():
     assert a.compute() == b.compute()
 
 
+@pytest.mark.parametrize("change", [
+    lambda state: state.pop("settings"),
+    lambda state: state.update(totals=None),
+    lambda state: state["totals"].pop("nll"),
+    lambda state: state["totals"].update(nll="x"),
+    lambda state: state["totals"].update(nll=10**400),
+    lambda state: state["totals"].update(tokens=[]),
+    lambda state: state["totals"].update(tokens=float("nan")),
+    lambda state: state["totals"].update(bin_tokens=3),
+    lambda state: state["totals"]["bin_tokens"].pop(),
+    lambda state: state["totals"]["top_k"].append(1),
+])
+def test_loading_what_is_no_state(change):
+    """A broken checkpoint is refused whole: nothing of it is kept."""
+    e = evaluator()
+    e.update(*batch(1)[:2])
+    before, broken = e.state_dict(), json.loads(json.dumps(e.state_dict()))
+    change(broken)
+    with pytest.raises(ValueError, match="state is not what state_dict returned"):
+        e.load_state_dict(broken)
+    assert e.state_dict() == before
+
+
 def test_special_rows():
     """NaN counts as a wrong position and shows in the sums; a class of no probability is an infinite loss."""
     e = fastxent.Evaluator(top_k=(1, 2))
