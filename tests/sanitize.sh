@@ -54,9 +54,11 @@ compile() {
     local object=$build/$(basename "${1%.*}").o
     # What is newer than everything in src/ is kept: the whole takes ten minutes on two processors.
     [[ -f $object && -z $(find src -newer "$object" -type f -print -quit) ]] && return
-    ${CC:-gcc} -O1 -g1 -fPIC -std=c11 -ffp-contract=off -fno-omit-frame-pointer -fvisibility=hidden -pthread \
-        "-fsanitize=$sanitizers" -fno-sanitize-recover=all -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION \
-        -Isrc $includes -c "$1" -o "$object.new" && mv "$object.new" "$object"
+    local how="-O1 -g1 -fno-omit-frame-pointer -fsanitize=$sanitizers -fno-sanitize-recover=all"
+    # Kernels for instructions that this processor lacks are linked, not run: a third of the time less.
+    [[ $1 == *avx512* ]] && ! grep -qs avx512f /proc/cpuinfo && how=-O0
+    ${CC:-gcc} $how -fPIC -std=c11 -ffp-contract=off -fvisibility=hidden -pthread \
+        -DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION -Isrc $includes -c "$1" -o "$object.new" && mv "$object.new" "$object"
 }
 if [[ $# -eq 0 || ${1:-} == build || ! -d $site ]]; then
     mkdir -p "$build"
