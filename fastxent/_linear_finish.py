@@ -62,7 +62,7 @@ class Finish:
         if plan.label_smoothing:
             loss += self.smooth * (self.scale * self.state[:, DOT] + self.all_weights * self.log_rest)
         if plan.z_loss:
-            loss += plan.z_loss * self.log_sum**2
+            loss += plan.z_loss * self.log_sum * self.log_sum  # in this order: the square may be too large
         if self.sample is not None:
             loss *= self.sample
         losses: Array = (loss + 0.0).astype(self.linear.computed)
@@ -70,19 +70,19 @@ class Finish:
 
     def terms(self, upstream: Array) -> Array:
         """What TILE_GRADIENT takes; `upstream`: what one unit of loss counts, for each row."""
-        z_loss = self.linear.plan.z_loss
-        beside: Any = 2 * z_loss * self.log_sum if z_loss else 0.0
-        total = self.own + self.smooth * self.all_weights + beside
+        z_loss, by = self.linear.plan.z_loss, self.scale * upstream
+        beside: Any = by * (2 * z_loss) * self.log_sum if z_loss else 0.0  # 2 * z_loss * log_sum may be too large
+        total = by * (self.own + self.smooth * self.all_weights) + beside
         coefficient = self.own + self.smooth * self.of_target
         inverse = 1 / (1 + self.rest)
         others = self.smooth * (self.all_weights - self.of_target)
-        at_top = inverse * (beside + (others - coefficient * self.rest))
-        value = np.where(self.gap == 0, at_top, total * inverse * np.exp(-self.gap) - coefficient)
+        at_top = inverse * (beside + by * (others - coefficient * self.rest))
+        value = np.where(self.gap == 0, at_top, total * inverse * np.exp(-self.gap) - by * coefficient)
         terms = np.empty((len(self.state), TERMS), self.linear.computed)
         terms[:, TERM_MAX] = self.top
-        terms[:, TERM_FACTOR] = self.scale * upstream * total * inverse
-        terms[:, TERM_SPREAD] = self.scale * upstream * self.smooth
-        terms[:, TERM_VALUE] = self.scale * upstream * value
+        terms[:, TERM_FACTOR] = total * inverse
+        terms[:, TERM_SPREAD] = by * self.smooth
+        terms[:, TERM_VALUE] = value
         return terms
 
     def largest_probability(self, top: Array) -> Array:

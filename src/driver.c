@@ -87,6 +87,9 @@ static void plan_blocks(FxCall *call) {
 void fx_plan_call(FxCall *call, int keep_time) {
     const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
     call->transform = call->softcap > 0 || call->logit_scale < 1e-30;
+    call->unit = 1;
+    while (call->unit < 4 * call->z_loss * (call->transform ? 1 : call->logit_scale) && call->unit < 0x1p100)
+        call->unit *= 2;
     /* Saved are max z and the rest. Only where max z is the logits' own maximum, and no coefficient of it is wanted, do
      * they stand for a pass over the row. */
     if (call->targets_are_probs || (call->logit_scale != 1 && !call->transform)) call->saved = NULL;

@@ -120,6 +120,7 @@ typedef struct FxCall {
     const void *class_weight_r; /* the same in the compute type */
     double class_weight_sum;
     double smoothing, z_loss, logit_scale, softcap;
+    double unit;                  /* a power of two in which the gradient's terms are formed: see finish.inl */
     double scale;                 /* of the gradient */
     const double *sequence_scale; /* NULL: all 1 */
     int focal;                    /* losses count (1 - p)^gamma; class weights leave the divisor alone */

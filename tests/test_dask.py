@@ -156,6 +156,19 @@ def test_every_special_row(dtype):
     check_statistics(case, da.from_array(rows, chunks=(5, 2)))
 
 
+@pytest.mark.parametrize("chunks", [(300, 2), (1000, 5)])
+def test_z_loss_of_the_largest_logits(chunks):
+    """2 z_loss logsumexp, or its square, may be beyond float64 where gradient and loss are not."""
+    largest, targets = np.finfo(float).max, np.arange(1000) % 5
+    x = da.from_array(np.full((1000, 5), largest), chunks=chunks)
+    for options in ({}, {"label_smoothing": 0.25}):
+        _, grad = dask.compute(*chunked.cross_entropy_and_grad(x, targets, z_loss=1.0, **options))
+        np.testing.assert_allclose(grad, 2 / 1000 * largest / 5, rtol=1e-14)
+    x = da.from_array(np.full((1000, 5), 2.0**522), chunks=chunks)
+    loss = chunked.cross_entropy(x, targets, z_loss=2.0**-40)
+    np.testing.assert_allclose(loss.compute(), 2.0**1004, rtol=1e-13)
+
+
 def test_whole_rows_have_the_bits_of_one_call():
     case = cases.build(cases.rng(4), (6, 5, 33), -1, options=["lengths", "shift 1", "z_loss"], reduced="none")
     x = da.from_array(case.scores, chunks=(2, 3, 33))

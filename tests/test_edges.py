@@ -1,6 +1,7 @@
 """Where results go and where calls end: outputs of the caller, bad class indices, one class, none, no positions."""
 
 import cases
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -166,6 +167,35 @@ def test_many_equal_weights_do_not_drift(shape, engine):
                 np.zeros((*shape, 2)), np.broadcast_to([0.0, -np.inf], (*shape, 2)), sample_weight=weight
             )
             np.testing.assert_allclose(gradient[..., 0], -0.5 / n, rtol=4 * u)
+
+
+@on_every_engine
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 17, 300])
+def test_z_loss_of_the_largest_logits(n, dtype, engine):
+    """2 z_loss logsumexp, or its square, may be beyond the compute type where gradient and loss are not."""
+    info, u = ml_dtypes.finfo(cases.FLOATS[dtype]), 2.0 ** -(52 if dtype == "float64" else 23)
+    largest, kind, positions = float(info.max), cases.FLOATS[dtype], 1000
+    stored = 2.0**-7 if dtype == "bfloat16" else 0.0
+    oracle = [reference] if dtype != "float64" or np.finfo(np.longdouble).max > largest else []
+    weight = np.full(positions, 0.25)
+    with cases.running_on(*engine):
+        for z_loss, scale in ((0.75, 1.0), (1.0, 1.0), (100.0, 1.0), (0.01, 16.0)):
+            expected = np.full((positions, n), 2 * z_loss * scale * scale / positions * largest / n)
+            x = np.full((positions, n), largest).astype(kind)
+            for targets in (np.arange(positions) % n, np.full((positions, n), 1 / n)):
+                for options in ({}, {"label_smoothing": 0.25}, {"sample_weight": weight}):
+                    for module in (fastxent, *oracle):
+                        found = module.cross_entropy_grad(x, targets, z_loss=z_loss, logit_scale=scale, **options)
+                        np.testing.assert_allclose(found.astype(float), expected, rtol=16 * u + stored)
+            columns = fastxent.cross_entropy_grad(
+                np.ascontiguousarray(x.T), np.arange(positions) % n, axis=0, z_loss=z_loss, logit_scale=scale
+            )
+            np.testing.assert_allclose(columns.T.astype(float), expected, rtol=16 * u + stored)
+        x = np.full((40, n), 2.0 ** (info.maxexp // 2 + 10)).astype(kind)
+        for module in (fastxent, *oracle):
+            found = module.cross_entropy(x, np.zeros(40, int), z_loss=2.0**-40, reduction="none")
+            np.testing.assert_allclose(found.astype(float), 2.0 ** (2 * (info.maxexp // 2) - 20), rtol=8 * u)
 
 
 @on_every_engine

@@ -766,3 +766,16 @@ def test_threads_change_nothing():
         assert loss == runs[0][0]
         for mine, first in zip(grads, runs[0][1], strict=True):
             np.testing.assert_array_equal(mine, first)
+
+
+@on_every_engine
+def test_z_loss_of_the_largest_logits(engine):
+    """2 z_loss logsumexp, or its square, may be beyond float64 where the gradient of hidden and the loss are not."""
+    weight, targets, largest = np.ones((3, 1)), np.arange(1000) % 3, np.finfo(float).max
+    with running_on(*engine), np.errstate(all="ignore"):
+        hidden = np.full((1000, 1), largest)
+        _, grads = fastxent.linear_cross_entropy_and_grad(hidden, weight, targets, z_loss=1.0)
+        np.testing.assert_allclose(grads.hidden, 2 / 1000 * largest, rtol=1e-14)  # that of weight is too large
+        hidden = np.full((1000, 1), 2.0**522)
+        loss = fastxent.linear_cross_entropy(hidden, weight, targets, z_loss=2.0**-40)
+        np.testing.assert_allclose(loss, 2.0**1004, rtol=1e-13)

@@ -61,7 +61,8 @@ def range_gradient(
     if q is None:
         mass = mass + (1 - options.label_smoothing) * records["of_target"]
     with np.errstate(all="ignore"):
-        extra = 2 * options.z_loss * log_sum(merged) if options.z_loss else np.zeros(valid.shape)
+        # Scaled at once: 2 z_loss lse may be too large.
+        extra = unit * (2 * options.z_loss) * log_sum(merged) if options.z_loss else np.zeros(valid.shape)
     out = np.empty_like(x, stored)
     if not out.size:
         return out
@@ -156,10 +157,10 @@ class _Range:
         with np.errstate(all="ignore"):
             below = (own[..., _MAX] - merged[..., _MAX]) + (np.log1p(own[..., _REST]) - np.log1p(merged[..., _REST]))
             self.counted = valid & self.defined & np.isfinite(own[..., _MAX])
-            self.factor = np.where(self.counted, unit * (mass + extra) * np.exp(below), 0)
+            self.factor = np.where(self.counted, (unit * mass + extra) * np.exp(below), 0)
 
     def spread(self, rows: Any, x: Any = None, out: Any = None) -> None:
-        """Write unit * (mass + extra) * p * dz/dx of every class but `column`."""
+        """Write (unit * mass + extra) * p * dz/dx of every class but `column`."""
         cross_entropy_grad(
             self.x[rows] if x is None else x, self.column[rows], mask=self.counted[rows], ignore_index=None,
             **self.options.scores, reduction="none", upstream=self.factor[rows], num_threads=1,
@@ -188,7 +189,7 @@ class _Range:
 
     def _set(self, rows: Any, part: Array, column: Array, where: Array, coefficients: _Coefficients | None) -> None:
         top, rest = self.merged[rows][..., _MAX], self.merged[rows][..., _REST]
-        mass, extra = self.mass[rows], self.extra[rows]
+        unit, mass, extra = self.unit[rows], self.mass[rows], self.extra[rows]
         x = np.take_along_axis(self.x[rows], column[..., None], axis=-1)[..., 0].astype(np.float64)
         wanted = np.zeros(x.shape) if coefficients is None else coefficients.of_column(rows, column)
         if self.records is not None:
@@ -197,8 +198,8 @@ class _Range:
         with np.errstate(all="ignore"):
             at_top = self.has_top[rows] & (self.column[rows] == column)
             p = np.where(at_top, 1, np.exp(self._z(x) - top)) / (1 + rest)
-            close = (((mass - wanted) + extra) - wanted * rest) / (1 + rest)
-            value = np.where(at_top, close, (mass + extra) * p - wanted) * self.unit[rows] * self._slope(x)
+            close = (unit * ((mass - wanted) - wanted * rest) + extra) / (1 + rest)
+            value = np.where(at_top, close, (unit * mass + extra) * p - unit * wanted) * self._slope(x)
         at = (*np.nonzero(where), column[where])
         part[at] = value[where].astype(part.dtype)
 

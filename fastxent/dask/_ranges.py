@@ -178,7 +178,7 @@ def losses_of(merged: Array, records: Array, *, options: Options, computed: np.d
         if merged.shape[-1] == COEFFICIENTS:
             result = result + merged[..., BASE]
         if options.z_loss:
-            result = result + options.z_loss * np.square(logsumexp)
+            result = result + options.z_loss * logsumexp * logsumexp  # in this order: the square may be too large
         result = np.where(np.isfinite(merged[..., _MAX]), result, np.nan) * records["weight"]
         return np.asarray(np.where(valid, result, 0) + 0.0).astype(computed)
 

@@ -3,7 +3,9 @@
  *   class index:    w_t·(1-e)·(gap + L) + e/C·(dot + W·L), W the sum of the class weights
  *   probabilities:  dot + W·L, W the sum of the coefficients
  * and the gradient is A·p_c - coefficient_c with A = W + 2·z_loss·logsumexp, except where a coefficient meets the maximum:
- * there p = 1 - rest/(1 + rest), so that nothing cancels. A row without a finite maximum becomes NaN. */
+ * there p = 1 - rest/(1 + rest), so that nothing cancels. A row without a finite maximum becomes NaN.
+ * 2·z_loss·logsumexp may be beyond the compute type where the gradient, being multiplied by 1/D, is not. So A and what it
+ * is added to are formed as parts of call->unit, a power of two (1 for any usual z_loss) that keeps them within. */
 
 /* a.gap holds the target's logit before finish_gaps and the scaled gap after it. */
 static FX_INLINE void finish_gaps(const FxCall *call, Lanes a, int j, V *equal) {
@@ -45,7 +47,7 @@ static FX_INLINE void finish_loss(const FxCall *call, Lanes a, int j) {
     }
     if (call->z_loss != 0) {
         V lse = finish_logsumexp(call, a, j, log_rest);
-        loss = v_fma(v_set1((R)call->z_loss), v_mul(lse, lse), loss);
+        loss = v_fma(v_mul(v_set1((R)call->z_loss), lse), lse, loss); /* lse² may be too large */
     }
     if (a.sample) loss = v_mul(loss, v_loadr(a.sample + j));
     v_storer(a.loss + j, v_add(loss, zero)); /* + 0: never -0.0 */
@@ -65,32 +67,43 @@ static FX_INLINE void finish_terms(const FxCall *call, Lanes a, int j, V equal) 
         return;
     }
     V upstream = a.upstream ? v_mul(v_set1((R)scale), v_loadr(a.upstream + j)) : v_set1((R)(scale * call->scale)),
-      z = zero, mass, value, weight = one, other = zero;
-    if (call->z_loss != 0) z = v_mul(v_set1((R)(2 * call->z_loss)), finish_logsumexp(call, a, j, v_log1p(rest)));
+      z = zero, mass, own, other = zero;
+    if (call->z_loss != 0) {
+        const double twice = 2 * call->z_loss / call->unit;
+        z = v_fma(v_loadr(a.max + j), v_set1((R)(twice * scale)), v_mul(v_set1((R)twice), v_log1p(rest)));
+    }
     if (call->targets_are_probs) {
         mass = v_loadr(a.mass + j);
-        other = v_sub(mass, v_loadr(a.top + j));
-        equal = one;
+        own = v_loadr(a.top + j); /* the coefficient that meets the maximum */
+        other = v_sub(mass, own);
         v_storer(a.spread + j, upstream);
     } else {
-        weight = finish_weight(call, a, j);
-        mass = v_add(weight, v_set1((R)(smooth * call->class_weight_sum)));
+        own = finish_weight(call, a, j);
+        mass = v_add(own, v_set1((R)(smooth * call->class_weight_sum)));
         if (call->smoothing != 0) {
             V full = call->class_weight ? v_loadr(a.top + j) : one; /* the target's class weight */
             other = v_mul(v_set1((R)smooth), v_sub(v_set1((R)call->class_weight_sum), full));
-            weight = v_fma(v_set1((R)smooth), full, weight);
+            own = v_fma(v_set1((R)smooth), full, own);
             v_storer(a.spread + j, v_mul(upstream, v_set1((R)smooth)));
         }
     }
-    V total = v_add(mass, z);
-    v_storer(a.factor + j, v_mul(upstream, v_mul(total, inverse)));
-    V own = call->targets_are_probs ? v_loadr(a.top + j) : weight; /* the coefficient that meets the maximum */
-    value = v_mul(inverse, v_add(z, v_fnma(own, rest, other)));
+    if (call->unit != 1) {
+        const V part = v_set1((R)(1 / call->unit));
+        mass = v_mul(mass, part), own = v_mul(own, part), other = v_mul(other, part);
+    }
+    V total = v_add(mass, z), factor = v_mul(upstream, v_mul(total, inverse));
+    V value = v_mul(inverse, v_add(z, v_fnma(own, rest, other)));
     if (!call->targets_are_probs) {
         V p = v_mul(inverse, v_exp(v_sub(zero, v_loadr(a.gap + j)), exp_scale(1)));
-        value = v_select(v_lt(zero, equal), value, v_fms(total, p, weight));
+        value = v_select(v_lt(zero, equal), value, v_fms(total, p, own));
     }
-    v_storer(a.value + j, v_mul(upstream, value));
+    value = v_mul(upstream, value);
+    if (call->unit != 1) {
+        const V unit = v_set1((R)call->unit);
+        factor = v_mul(factor, unit), value = v_mul(value, unit);
+    }
+    v_storer(a.factor + j, factor);
+    v_storer(a.value + j, value);
 }
 
 /* factor, spread and value of LANES positions from j on, whose targets' logits stand in gap (and stay there). */

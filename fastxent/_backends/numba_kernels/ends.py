@@ -20,6 +20,7 @@ from .layout import (
     SCALE,
     SMOOTHING,
     UNIFORM_UPSTREAM,
+    UNIT,
     WEIGHT,
     Z_LOSS,
     Z_SCALE,
@@ -45,7 +46,7 @@ def finish_terms(tag, c, f, a, n):
         focal_slopes(tag, a, n, f[GAMMA], f[Z_SCALE])
     finish_gradient(
         tag, a, n, c[PROBS], c[CLASS_WEIGHT] != 0, c[UNIFORM_UPSTREAM] == 0, f[SMOOTHING] != 0, f[Z_SCALE], f[SCALE],
-        1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS],
+        1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS], f[UNIT],
     )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def finish_run(tag, c, f, r, s, n):
         return
     finish_losses(
         tag, s + MAX, n, c[PROBS], c[CLASS_WEIGHT] != 0, operand(tag, c, WEIGHT, DATA) != 0, f[SMOOTHING] != 0,
-        f[Z_SCALE],        1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS],
+        f[Z_SCALE], 1.0 - f[SMOOTHING], f[SMOOTHING] / c[CLASSES], f[CLASS_WEIGHT_SUM], f[Z_LOSS],
     )  # fmt: skip
     if c[FOCAL] and f[GAMMA] != 0:
         focal_losses(tag, s + MAX, n, f[GAMMA], f[Z_SCALE])

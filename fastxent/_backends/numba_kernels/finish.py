@@ -5,7 +5,8 @@ lanes. With L = log1p(rest), gap = scale*(max - x_t):
     class index:    w_t*(1-e)*(gap + L) + e/C*(dot + W*L), W the sum of the class weights
     probabilities:  dot + W*L, W the sum of the coefficients
 and the gradient is A*p_c - coefficient_c with A = W + 2*z_loss*logsumexp, except where a coefficient meets the maximum:
-there p = 1 - rest/(1 + rest), so that nothing cancels. A row without a finite maximum becomes NaN.
+there p = 1 - rest/(1 + rest), so that nothing cancels. A row without a finite maximum becomes NaN. A and what it is
+added to are formed as parts of a unit, a power of two: 2*z_loss*logsumexp may be too large where the gradient is not.
 
 `a` is the address of the first of the positions in the array at `layout.MAX`; the other arrays lie at fixed distances.
 """
@@ -57,7 +58,7 @@ def finish_losses(
         loss = kit.pick(probs, kit.fma(load(kit, a, layout.MASS, j), log_rest, by * dot), loss)
         lse = kit.fma(top, by, log_rest)
         z = kit.full(z_loss)
-        loss = kit.select(z > 0.0, kit.fma(z, lse * lse, loss), loss)
+        loss = kit.select(z > 0.0, kit.fma(z * lse, lse, loss), loss)
         loss = kit.pick(sampled, loss * load(kit, a, layout.SAMPLE_R, j), loss)
         kit.store(array(kit, a, layout.LOSS, j), loss + 0.0)  # never -0.0
 
@@ -78,20 +79,22 @@ def finish_activation(kit: Kit, a: Value, n: Value, logarithm: Value) -> None:
         kit.store(array(kit, a, layout.FACTOR, j), kit.pick(logarithm, log_rest, inverse))
 
 
-@emitted("iiiiiidddddd")
+@emitted("iiiiiiddddddd")
 def finish_gradient(
     kit: Kit, a: Value, n: Value, probs: Value, weighted: Value, sloped: Value, smoothed: Value,
     scale: Value, call_scale: Value, keep: Value, spread: Value, weights: Value, z_loss: Value,
+    units: Value,
 ) -> None:
     """factor, spread, and the value at the target or (class probabilities) at the maximum."""
     one, zero, smooth, exponential = kit.full(1.0), kit.full(0.0), kit.full(spread), Exponential(kit)
+    unit, twice = kit.full(units), z_loss * 2.0 / units
+    part = one / unit
     with kit.loop(0, n, kit.lanes) as j:
         top, rest = load(kit, a, layout.MAX, j), _rest(kit, a, j)
         inverse = one / (rest + 1.0)
         upstream = kit.pick(sloped, kit.full(scale) * load(kit, a, layout.UPSTREAM_R, j), kit.full(scale * call_scale))
-        lse = kit.fma(top, kit.full(scale), log1p(kit, rest))
-        z2 = kit.full(z_loss * 2.0)
-        z = kit.select(z2 > 0.0, z2 * lse, zero)
+        z = kit.fma(top, kit.full(twice * scale), kit.full(twice) * log1p(kit, rest))
+        z = kit.select(kit.full(twice) > 0.0, z, zero)
         # class index
         d = top - load(kit, a, layout.GAP, j)
         meets = d.equals(0.0)
@@ -104,14 +107,14 @@ def finish_gradient(
         given, at_top = load(kit, a, layout.MASS, j), load(kit, a, layout.TOP, j)
         mass = kit.pick(probs, given, mass)
         other = kit.pick(probs, given - at_top, other)
-        total = mass + z
-        value = inverse * (z + (other - kit.pick(probs, at_top, own) * rest))
+        total = kit.fma(mass, part, z)
+        value = inverse * kit.fma(other - kit.pick(probs, at_top, own) * rest, part, z)
         p = inverse * exponential(zero - d * kit.full(scale))
-        elsewhere = kit.fma(total, p, zero - own)
+        elsewhere = kit.fma(total, p, zero - own * part)
         value = kit.pick(probs, value, kit.select(meets, value, elsewhere))
-        kit.store(array(kit, a, layout.FACTOR, j), upstream * (total * inverse))
+        kit.store(array(kit, a, layout.FACTOR, j), unit * (upstream * (total * inverse)))
         kit.store(array(kit, a, layout.SPREAD, j), kit.pick(probs, upstream, upstream * smooth))
-        kit.store(array(kit, a, layout.VALUE, j), upstream * value)
+        kit.store(array(kit, a, layout.VALUE, j), unit * (upstream * value))
 
 
 def _focus(kit: Kit, gamma: Value, gap: Value, rest: Value) -> tuple[Value, Value]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 ) = range(31)  # fmt: skip
 STATISTICS = 32  # the addresses of up to six results
 HEADER = 40
-SMOOTHING, Z_LOSS, LOGIT_SCALE, SOFTCAP, SCALE, CLASS_WEIGHT_SUM, GAMMA, PARAMETER, Z_SCALE = range(9)
-NUMBERS = 9
+SMOOTHING, Z_LOSS, LOGIT_SCALE, SOFTCAP, SCALE, CLASS_WEIGHT_SUM, GAMMA, PARAMETER, Z_SCALE, UNIT = range(10)
+NUMBERS = 10
 
 # Operands. DATA is 0 for one that is absent.
 X, Y, MASK, WEIGHT, UPSTREAM, LOSSES, OUT, POSITIVE = range(8)

@@ -68,6 +68,7 @@ from .layout import (
     TOP_K,
     TRANSFORM,
     UNIFORM_UPSTREAM,
+    UNIT,
     WIDTH,
     Z_LOSS,
     Z_SCALE,
@@ -194,7 +195,11 @@ class Record:
         scale = numbers[LOGIT_SCALE] = plan.logit_scale
         transform = plan.softcap > 0.0 or scale < 1e-30
         head[TRANSFORM] = transform
-        numbers[Z_SCALE] = 1.0 if transform else scale
+        z_scale = numbers[Z_SCALE] = 1.0 if transform else scale
+        unit = 1.0
+        while unit < min(4.0 * plan.z_loss * z_scale, 2.0**100):
+            unit *= 2.0
+        numbers[UNIT] = unit
         # Saved are max z and the rest. Only where max z is the logits' own maximum, and no coefficient of it is wanted,
         # do they stand for a pass over the row.
         if plan.saved is not None and not probs and (scale == 1.0 or transform):
