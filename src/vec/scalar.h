@@ -65,10 +65,10 @@ static inline V v_scale2(V p, V n) {
     return p * v_loadr(&k);
 }
 static inline V v_frexp(V x, V *e) {
-    int32_t u;
+    uint32_t u; /* a number below 0 has no logarithm, and goes through here all the same */
     memcpy(&u, &x, 4);
     u -= 0x3f400000;
-    *e = (V)(u >> 23);
+    *e = (V)((int32_t)u >> 23);
     u = (u & 0x007fffff) + 0x3f400000;
     return v_loadr(&u);
 }
@@ -78,10 +78,10 @@ static inline V v_scale2(V p, V n) {
     return p * v_loadr(&k);
 }
 static inline V v_frexp(V x, V *e) {
-    int64_t u;
+    uint64_t u;
     memcpy(&u, &x, 8);
     u -= 0x3fe8000000000000;
-    *e = (V)(u >> 52);
+    *e = (V)((int64_t)u >> 52);
     u = (u & 0x000fffffffffffff) + 0x3fe8000000000000;
     return v_loadr(&u);
 }
