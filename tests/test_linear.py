@@ -779,3 +779,19 @@ def test_z_loss_of_the_largest_logits(engine):
         hidden = np.full((1000, 1), 2.0**522)
         loss = fastxent.linear_cross_entropy(hidden, weight, targets, z_loss=2.0**-40)
         np.testing.assert_allclose(loss, 2.0**1004, rtol=1e-13)
+
+
+def test_an_engine_gets_an_aligned_bias(monkeypatch):
+    """As C wants it, and the sanitizers see to; what is aligned already is not copied."""
+    if not hasattr(_backends.chosen(), "tile"):
+        pytest.skip("an engine without tiles")
+    seen, tile = [], _backends.engine.tile
+    monkeypatch.setattr(_backends.engine, "tile", lambda plan: (seen.append(plan.bias), tile(plan)))
+    head = Head(7)
+    odd = np.zeros(head.bias.nbytes + 1, np.uint8)[1:].view(head.bias.dtype)
+    odd[:] = head.bias
+    assert not odd.flags.aligned
+    losses = [fastxent.linear_cross_entropy(*head.operands, bias=bias) for bias in (odd, head.bias)]
+    assert losses[0] == losses[1]
+    assert all(bias.flags.aligned for bias in seen)
+    assert np.shares_memory(seen[-1], head.bias)
