@@ -13,12 +13,17 @@ import os, pathlib, signal, sys, threading, time
 import numpy as np
 import fastxent
 
+def name_of(task):
+    try:
+        return pathlib.Path("/proc/self/task", task, "comm").read_text()
+    except OSError:  # it has ended since it was listed
+        return ""
+
 def pool():
     "The threads of the pool, by their names: a thread names itself once it runs, so wait until no more appear."
-    tasks, count, since = "/proc/self/task", -1, time.monotonic()
+    count, since = -1, time.monotonic()
     while time.monotonic() < since + 0.3:
-        names = (pathlib.Path(tasks, task, "comm").read_text() for task in os.listdir(tasks))
-        now = sum(name == "fastxent\\n" for name in names)
+        now = sum(name_of(task) == "fastxent\\n" for task in os.listdir("/proc/self/task"))
         if now != count:
             count, since = now, time.monotonic()
         time.sleep(0.01)
