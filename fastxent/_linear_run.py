@@ -52,7 +52,7 @@ class Work:
         plan, kind = linear.plan, linear.computed
         self.linear, self.plan = linear, plan
         self.hidden, self.weight = Rows(linear.hidden, linear.rows, kind), Classes(linear.weight, kind)
-        self.bias = None if linear.bias is None else np.require(linear.bias, kind, "CA")
+        self.bias = None if linear.bias is None else np.require(linear.bias, kind, ["C", "A"])
         self.coefficients, self.class_weight = COEFFICIENTS_NONE, None
         if plan.label_smoothing:
             self.coefficients = COEFFICIENTS_ONE
