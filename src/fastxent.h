@@ -176,6 +176,7 @@ typedef struct {
     double top[FX_MAX_WIDTH], factor[FX_MAX_WIDTH], spread[FX_MAX_WIDTH], value[FX_MAX_WIDTH], loss[FX_MAX_WIDTH];
     double sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH], sample_r[FX_MAX_WIDTH], upstream_r[FX_MAX_WIDTH];
     double argmax[FX_MAX_WIDTH], rank[FX_MAX_WIDTH];
+    double lower[FX_MAX_WIDTH], at[FX_MAX_WIDTH], met[FX_MAX_WIDTH], count[FX_MAX_WIDTH];
     int64_t target[FX_MAX_WIDTH];
     int32_t valid[FX_MAX_WIDTH];
     double slack[FX_MAX_LANES]; /* what a vector may write past the last position */

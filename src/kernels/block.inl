@@ -11,6 +11,10 @@ static Lanes lanes_of(const FxCall *call, FxScratch *s) {
                    .spread = (R *)s->spread,
                    .value = (R *)s->value,
                    .loss = (R *)s->loss,
+                   .lower = (R *)s->lower,
+                   .at = (R *)s->at,
+                   .met = (R *)s->met,
+                   .count = (R *)s->count,
                    .sample = call->operand[FX_WEIGHT].data ? (R *)s->sample_r : NULL,
                    .upstream = upstream_is_uniform(call) ? NULL : (R *)s->upstream_r};
 }

@@ -4,10 +4,10 @@
  *
  * Both sweeps take four lines at a time from end to end, the way memory likes; what they add up stands in arrays. */
 
-enum { COLUMN_CLASSES = 128 };
+enum { COLUMN_CLASSES = 128, COLUMN_MANY = 256 };
 
 /* The running sums of LANES positions, in arrays that are used later; the reference stands in a.mass (there are no class
- * probabilities), a.loss holds what is not yet added to the total. */
+ * probabilities), a.loss and a.rest hold what is not yet added to the total and the dot product. */
 static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
     const V zero = v_set1(0);
     Sums s = {v_loadr(a.factor + j), v_loadr(a.spread + j), v_loadr(a.value + j), zero, zero, zero, zero};
@@ -40,63 +40,99 @@ static FX_INLINE void column_max(const char *p, int64_t d, int n, int width, Lan
         }
 }
 
-/* LANES positions through up to four classes; `fold`: what waits in a.loss is added to the total. */
-static FX_INLINE void column_sum_at(const char *p, int64_t d, int lines, int j, int width, Lanes a, ExpScale k,
-                                    int kind, const R *coefficient, int fresh, int fold, const char *ahead) {
+/* LANES positions through up to four classes; `fold`: what waits in a.loss and a.rest is added to the sums. `many`: so many
+ * classes that four seldom hold a maximum. */
+static FX_INLINE void column_sum_at(const char *p, int64_t d, const int lines, int j, int width, Lanes a, ExpScale k,
+                                    int kind, const R *coefficient, int fresh, int fold, int many, const char *ahead) {
     const V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j), zero = v_set1(0);
-    V e[4] = {zero, zero, zero, zero}, moment = zero, equal = v_loadr(a.value + j);
+    V x[4], y[4], e[4] = {zero, zero, zero, zero}, moment = zero;
     FX_UNROLL
     for (int u = 0; u < lines; u++) {
-        V x = line_load_last(p + u * d, j, width, 1), y = v_sub(x, reference);
+        x[u] = line_load_last(p + u * d, j, width, 1);
         if (j * SIZE % 64 == 0) FX_PREFETCH(ahead + u * d + j * SIZE);
-        M top = v_eq(x, max);
-        e[u] = v_drop(top, v_exp(y, k));
-        equal = v_count(equal, top);
+    }
+    const int met = !V_BRANCHES || !many || lines < 4 || v_any(v_eq(v_max(v_max(x[0], x[1]), v_max(x[2], x[3])), max));
+    FX_UNROLL
+    for (int u = 0; u < lines; u++) {
+        y[u] = v_sub(x[u], reference);
+        e[u] = v_exp(y[u], k);
+    }
+    if (met) {
+        V equal = v_loadr(a.value + j);
+        FX_UNROLL
+        for (int u = 0; u < lines; u++) {
+            M top = v_eq(x[u], max);
+            e[u] = v_drop(top, e[u]);
+            equal = v_count(equal, top);
+        }
+        v_storer(a.value + j, equal);
+    }
+    FX_UNROLL
+    for (int u = 0; u < lines; u++) {
         if (kind == ARRAY) {
             V w = v_set1(coefficient[u]);
-            moment = v_fnma(w, v_drop(v_eq(w, zero), y), moment);
+            moment = v_fnma(w, v_drop(v_eq(w, zero), y[u]), moment);
         } else if (kind == UNIFORM) {
-            moment = v_sub(moment, y);
+            moment = v_sub(moment, y[u]);
         } else if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-            moment = v_fnma(e[u], v_max(k.lowest, y), moment);
+            moment = v_fnma(e[u], v_max(k.lowest, y[u]), moment);
         }
     }
     V sum = v_add(v_add(e[0], e[1]), v_add(e[2], e[3]));
     if (!fresh) sum = v_add(sum, v_loadr(a.loss + j));
-    v_storer(a.value + j, equal);
-    if (fold) {
-        V total = v_loadr(a.factor + j), lost = v_loadr(a.spread + j);
-        add_exactly(&total, &lost, sum);
-        v_storer(a.factor + j, total);
-        v_storer(a.spread + j, lost);
-    } else {
+    if (!fresh && kind != NONE) moment = v_add(moment, v_loadr(a.rest + j));
+    if (!fold) {
         v_storer(a.loss + j, sum);
+        if (kind != NONE) v_storer(a.rest + j, moment);
+        return;
     }
+    V total = v_loadr(a.factor + j), lost = v_loadr(a.spread + j);
+    add_exactly(&total, &lost, sum);
+    v_storer(a.factor + j, total);
+    v_storer(a.spread + j, lost);
     if (kind == NONE) return;
-    V dot = v_loadr(a.dot + j), lost = v_loadr(a.gap + j);
-    add_exactly(&dot, &lost, moment);
-    v_storer(a.dot + j, dot);
+    total = v_loadr(a.dot + j), lost = v_loadr(a.gap + j);
+    add_exactly(&total, &lost, moment);
+    v_storer(a.dot + j, total);
     v_storer(a.gap + j, lost);
 }
 
 /* Adds n classes of the lines at p to the sums. `ahead`: what is read after them. */
 static FX_INLINE void column_sum(const char *p, int64_t d, int n, int width, Lanes a, ExpScale k, int kind,
-                                 const R *coefficient, const char *ahead) {
+                                 const R *coefficient, int many, const char *ahead) {
     int c = 0;
     for (; c + 4 <= n; c += 4) {
         const int fresh = c % LINES == 0, fold = (c + 4) % LINES == 0 || c + 4 == n;
         for (int j = 0; j < width; j += LANES)
             column_sum_at(p + c * d, d, 4, j, width, a, k, kind, coefficient ? coefficient + c : NULL, fresh, fold,
-                          ahead + c * d);
+                          many, ahead + c * d);
     }
     for (; c < n; c++)
         for (int j = 0; j < width; j += LANES)
             column_sum_at(p + c * d, d, 1, j, width, a, k, kind, coefficient ? coefficient + c : NULL, c % LINES == 0,
-                          c + 1 == n, ahead + c * d);
+                          c + 1 == n, many, ahead + c * d);
+}
+
+/* a·shrink, with what was lost. */
+static FX_INLINE void shrink_exactly(V *sum, V *lost, V shrink) {
+    V shrunk = v_mul(*sum, shrink);
+    *lost = v_fma(*lost, shrink, EXP_FUSED ? v_fms(*sum, shrink, shrunk) : v_set1(0));
+    *sum = shrunk;
+}
+
+/* The sums relative to a reference that is higher by `up`; shrink: exp(-up). before: the coefficients' sum so far. */
+static FX_INLINE void column_move(Sums *s, V up, V shrink, int kind, double before) {
+    if (kind == ENTROPY) {
+        add_exactly(&s->dot, &s->dot_lost, v_mul(up, v_add(s->total, s->lost)));
+        shrink_exactly(&s->dot, &s->dot_lost, shrink);
+    } else if (kind != NONE) {
+        add_exactly(&s->dot, &s->dot_lost, v_mul(up, v_set1((R)before)));
+    }
+    shrink_exactly(&s->total, &s->lost, shrink);
 }
 
 /* The new maxima, in a.loss, of LANES positions: the former ones join the sums, which are brought to the new reference.
- * Products are compensated, so that a row which keeps rising loses little. before: the coefficients' sum so far. */
+ * Products are compensated, so that a row which keeps rising loses little. */
 static FX_INLINE void column_raise(Lanes a, int j, ExpScale k, V slack, int kind, double before) {
     const V low = v_set1(-(R)INFINITY), one = v_set1(1), zero = v_set1(0);
     V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j), top = v_loadr(a.loss + j);
@@ -105,12 +141,12 @@ static FX_INLINE void column_raise(Lanes a, int j, ExpScale k, V slack, int kind
     Sums s = sums_load(a, j, kind);
     M none = v_eq(max, low), far = v_lt(v_select(none, zero, slack), v_sub(top, v_select(none, low, reference)));
     V formerly = v_mul(v_add(s.equal, one), v_exp(v_sub(max, reference), k));
-    add_exactly(&s.total, &s.lost, v_drop(none, v_keep(up, formerly)));
+    formerly = v_drop(none, v_keep(up, formerly));
+    add_exactly(&s.total, &s.lost, formerly);
+    if (kind == ENTROPY) add_exactly(&s.dot, &s.dot_lost, v_drop(none, v_mul(formerly, v_sub(reference, max))));
     s.equal = v_select(up, v_set1(-1), s.equal);
-    V shrink = v_select(far, v_drop(none, v_exp(v_sub(reference, top), k)), one), total = v_mul(s.total, shrink);
-    s.lost = v_fma(s.lost, shrink, EXP_FUSED ? v_fms(s.total, shrink, total) : zero);
-    s.total = total;
-    if (kind != NONE) add_exactly(&s.dot, &s.dot_lost, v_keep(far, v_mul(v_sub(top, reference), v_set1((R)before))));
+    V shrink = v_select(far, v_drop(none, v_exp(v_sub(reference, top), k)), one);
+    column_move(&s, v_keep(far, v_sub(top, reference)), shrink, kind, before);
     v_storer(a.mass + j, v_select(far, top, reference));
     v_storer(a.max + j, v_select(up, top, max));
     sums_store(a, j, kind, &s);
@@ -118,45 +154,43 @@ static FX_INLINE void column_raise(Lanes a, int j, ExpScale k, V slack, int kind
 
 /* The results of sums that are relative to the reference. */
 static FX_INLINE void column_finish(Lanes a, int j, ExpScale k, int kind, double before) {
-    const V one = v_set1(1), zero = v_set1(0);
+    const V one = v_set1(1);
     Sums s = sums_load(a, j, kind);
     V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j);
     M higher = v_lt(reference, max);
-    V shrink = v_select(higher, v_exp(v_sub(reference, max), k), one), total = v_mul(s.total, shrink);
-    V lost = v_fma(s.lost, shrink, EXP_FUSED ? v_fms(s.total, shrink, total) : zero);
-    v_storer(a.rest + j, v_add(s.equal, v_add(total, lost)));
-    if (kind == NONE) return;
-    add_exactly(&s.dot, &s.dot_lost, v_keep(higher, v_mul(v_sub(max, reference), v_set1((R)before))));
-    v_storer(a.dot + j, with_lost(s.dot, s.dot_lost));
+    V shrink = v_select(higher, v_exp(v_sub(reference, max), k), one);
+    column_move(&s, v_keep(higher, v_sub(max, reference)), shrink, kind, before);
+    v_storer(a.rest + j, v_add(s.equal, v_add(s.total, s.lost)));
+    if (kind != NONE) v_storer(a.dot + j, with_lost(s.dot, s.dot_lost));
 }
 
-/* known: a.max holds the maxima already (and the coefficients are the exponentials). */
-static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind, int known) {
+/* With ENTROPY argmax and rank are found too, see order.inl. */
+static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind) {
+    FxScratch *s = panel->scratch;
     const FxCall *call = panel->call;
     const int width = panel->width;
     const ExpScale k = panel->k;
     const V zero = v_set1(0), low = v_set1(-(R)INFINITY), slack = v_set1((R)(1 / call->logit_scale));
     const Sums nothing = {zero, zero, v_set1(-1), zero, zero, zero, zero};
     const int64_t chunks = (call->classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES;
-    const int64_t step = (call->classes + chunks - 1) / chunks;
+    const int64_t step = (call->classes / (chunks ? chunks : 1) + LINES) / LINES * LINES;
     double before = 0, lost = 0;
     for (int j = 0; j < width; j += LANES) {
         sums_store(a, j, kind, &nothing);
-        if (!known) v_storer(a.max + j, low);
-        V max = v_loadr(a.max + j);
-        v_storer(a.mass + j, v_drop(v_eq(max, low), max)); /* 0 until there is a maximum */
+        v_storer(a.max + j, low);
+        v_storer(a.mass + j, zero); /* the reference, until there is a maximum */
     }
+    if (kind == ENTROPY) order_begin(panel, a, s->argmax, s->rank, s->target);
     for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
         const int n = (int)(call->classes - c0 < step ? call->classes - c0 : step);
         int64_t d;
         const char *p = panel_lines(panel, c0, n, &d, 1), *ahead = p + step * d;
         const R *w = kind == ARRAY ? (const R *)call->class_weight_r + c0 : NULL;
         if (c0 + step >= call->classes) ahead = panel->lines + width * SIZE; /* likely the next panel */
-        if (!known) {
-            column_max(p, d, n, width, a);
-            for (int j = 0; j < width; j += LANES) column_raise(a, j, k, slack, kind, before + lost);
-        }
-        column_sum(p, d, n, width, a, k, kind, w, ahead);
+        if (kind == ENTROPY) order_classes(panel, p, d, c0, n, a, s->argmax, s->rank, s->target, 1);
+        else column_max(p, d, n, width, a);
+        for (int j = 0; j < width; j += LANES) column_raise(a, j, k, slack, kind, before + lost);
+        column_sum(p, d, n, width, a, k, kind, w, call->classes >= COLUMN_MANY, ahead);
         if (kind != ARRAY) before += n;
         for (int c = 0; kind == ARRAY && c < n; c++) { /* equal weights would err the same way each time */
             const double sum = before + (double)w[c], part = sum - before;
@@ -168,7 +202,7 @@ static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind, int kno
 }
 
 static FX_INLINE void column_forward(Panel *panel, Lanes a, int kind) {
-    if (kind == NONE) column_forward_as(panel, a, NONE, 0);
-    else if (kind == UNIFORM) column_forward_as(panel, a, UNIFORM, 0);
-    else column_forward_as(panel, a, ARRAY, 0);
+    if (kind == NONE) column_forward_as(panel, a, NONE);
+    else if (kind == UNIFORM) column_forward_as(panel, a, UNIFORM);
+    else column_forward_as(panel, a, ARRAY);
 }

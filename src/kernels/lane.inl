@@ -15,6 +15,7 @@ typedef struct {
     R *top;                            /* given: the class weight of the target, or the coefficient at the maximum */
     R *sample, *upstream;              /* given, or NULL: 1, and the call's scale */
     R *factor, *spread, *value, *loss; /* made by finish.inl */
+    R *lower, *at, *met, *count;       /* used by order.inl */
 } Lanes;
 
 /* The same arrays from their j-th position on. */
@@ -30,7 +31,11 @@ static FX_INLINE Lanes lanes_from(Lanes a, int j) {
                    .factor = a.factor + j,
                    .spread = a.spread + j,
                    .value = a.value + j,
-                   .loss = a.loss + j};
+                   .loss = a.loss + j,
+                   .lower = a.lower + j,
+                   .at = a.at + j,
+                   .met = a.met + j,
+                   .count = a.count + j};
 }
 
 typedef struct {

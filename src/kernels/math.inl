@@ -65,6 +65,20 @@ static FX_INLINE ExpScale exp_scale(double scale) {
     return (ExpScale){v_set1(high), v_set1((R)low), v_set1((R)(EXP_LOWEST / scale))};
 }
 
+/* The next lower number; of -inf it is NaN, which nothing is larger than. */
+static FX_INLINE R next_lower(R x) {
+#if FX_REAL_BITS == 32
+    int32_t bits;
+#else
+    int64_t bits;
+#endif
+    if (x == 0) x = -(R)0;
+    memcpy(&bits, &x, sizeof(x));
+    bits += bits < 0 ? 1 : -1;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
 /* exp of `count` vectors, step by step for all of them: a processor sees more independent work in the same window. */
 static FX_INLINE void v_exps(V e[], const V x[], const int count, ExpScale k) {
     const V magic = v_set1(exp_magic);

@@ -1,133 +1,119 @@
 /* Which of a panel's logits is the first of the largest, and how many come before the target: lanes along the positions.
  *
- * Where a target is among the classes differs from lane to lane: with a sign of -1 before it and 1 after it, one
- * comparison of both sides' products says whether a class counts, as a smaller one before or as a larger one after.
- * Classes are taken in groups that lie on one side of the targets of all lanes, but for the few that do not. */
+ * A class comes before the target if it is larger or, with a lower number, equal, that is larger than the next lower
+ * float: a limit for each lane, and one comparison a class. Classes are taken in groups that lie on one side of the targets
+ * of all lanes, but for the few that do not. */
 
-/* Classes compared at once, in place and in a tile; classes counted in lanes of R, exactly. */
-enum { COLUMN_LINES = 8, TILE_LINES = 4, FEW_CLASSES = 256, ORDER_CLASSES = 1 << 20 };
+/* Classes compared at once, in place and in a tile; up to how many of all it is cheaper to know each maximum's place in its
+ * group than to look for the last one's. */
+enum { COLUMN_LINES = 8, TILE_LINES = 4, FEW_CLASSES = 128 };
 
-/* Of LANES positions: the maximum so far, where it was met (or its group began; -1: not here), and how many classes are
- * larger after the target less how many are smaller before it. */
+/* Of LANES positions: the maximum of these classes so far, where it was met (or its group began; -1: not here), and how
+ * many come before the target. */
 typedef struct {
     V best, met, count;
 } Order;
 
-/* The largest of a group into m[0], and with `exact` where it is first into first[0]. */
-static FX_INLINE void order_largest(V m[], V first[], const int lines, int c, int exact) {
+/* And what they are compared with: the targets' logits, the next lower numbers, the targets' places. */
+typedef struct {
+    V target, lower, at;
+} OrderLimits;
+
+/* `lines` classes from c on, the first line's vector at p. exact: `met` is the place of the maximum, else of its group. */
+static FX_INLINE void order_group(Order *o, const char *p, int64_t d, int j, int width, const int lines, int c,
+                                  OrderLimits t, int columns, int exact) {
+    const V half = v_set1((R)(lines / 2)), middle = v_set1((R)(c + lines / 2)), formerly = o->best;
+    const int within =
+        lines > 1 && v_any(v_lt(v_abs(v_sub(t.at, middle)), half)); /* some lane's target is one of these */
+    V limit = v_select(v_lt(v_set1((R)c), t.at), t.lower, t.target);
+    N count = v_none();
     FX_UNROLL
-    for (int u = 0; u < lines; u++) first[u] = v_set1((R)(c + u));
-    FX_UNROLL
-    for (int w = 1; w < lines; w *= 2) {
-        FX_UNROLL
-        for (int u = 0; u < lines; u += 2 * w) {
-            if (exact) first[u] = v_select(v_lt(m[u], m[u + w]), first[u + w], first[u]);
-            m[u] = v_max(m[u + w], m[u]);
-        }
+    for (int u = 0; u < lines; u++) {
+        V v = line_load_last(p + u * d, j, width, columns);
+        if (within) limit = v_select(v_lt(v_set1((R)(c + u)), t.at), t.lower, t.target);
+        if (exact) o->met = v_select(v_lt(o->best, v), v_set1((R)(c + u)), o->met);
+        o->best = v_max(v, o->best);
+        count = v_tally(count, v_lt(limit, v));
     }
+    if (!exact) o->met = v_select(v_lt(formerly, o->best), v_set1((R)c), o->met);
+    o->count = v_add(o->count, v_tallied(count));
 }
 
-static FX_INLINE void order_group(Order *o, const V v[], const int lines, int c, V target, V at, int exact) {
-    const V one = v_set1(1), minus = v_set1(-1), half = v_set1((R)(lines / 2)), middle = v_set1((R)(c + lines / 2));
-    V m[COLUMN_LINES], first[COLUMN_LINES], other = v_set1(0);
-    FX_UNROLL
-    for (int u = 0; u < lines; u++) m[u] = v[u];
-    if (exact) order_largest(m, first, lines, c, 1);
-    else order_largest(m, first, lines, c, 0);
-    o->met = v_select(v_lt(o->best, m[0]), first[0], o->met);
-    o->best = v_max(m[0], o->best);
-    if (lines > 1 && v_any(v_lt(v_abs(v_sub(at, middle)), half))) { /* some lane's target is one of these */
-        FX_UNROLL
-        for (int u = 0; u < lines; u++) {
-            V side = v_select(v_lt(v_set1((R)(c + u)), at), minus, one);
-            M counts = v_lt(v_mul(target, side), v_mul(v[u], side));
-            o->count = v_select(counts, v_add(o->count, side), o->count);
-        }
-        return;
-    }
-    V side = v_select(v_lt(v_set1((R)(c + lines - 1)), at), minus, one), t = v_mul(target, side);
-    FX_UNROLL
-    for (int u = 0; u < lines; u += 2) {
-        o->count = v_select(v_lt(t, v_mul(v[u], side)), v_add(o->count, side), o->count);
-        if (u + 1 < lines) other = v_select(v_lt(t, v_mul(v[u + 1], side)), v_add(other, side), other);
-    }
-    if (lines > 1) o->count = v_add(o->count, other);
-}
-
-/* `lines` classes of all positions of a panel in place, or of a tile (whose sums stay in registers). */
-static FX_INLINE void order_columns(const char *p, int64_t d, int c, const int lines, int width, Lanes a, int exact) {
-    for (int j = 0; j < width; j += LANES) {
-        Order o = {v_loadr(a.max + j), v_loadr(a.factor + j), v_loadr(a.spread + j)};
-        V v[COLUMN_LINES];
-        FX_UNROLL
-        for (int u = 0; u < lines; u++) v[u] = line_load_last(p + u * d, j, width, 1);
-        order_group(&o, v, lines, c, v_loadr(a.top + j), v_loadr(a.value + j), exact);
-        v_storer(a.max + j, o.best);
-        v_storer(a.factor + j, o.met);
-        v_storer(a.spread + j, o.count);
+/* The same, of the positions of a panel in place from j on. ragged: the last of them, which are fewer than a vector. */
+static FX_INLINE void order_columns(const char *p, int64_t d, int c, const int lines, int j, int width, Lanes a,
+                                    int exact, int ragged) {
+    for (; ragged ? j < width : j + LANES <= width; j += LANES) {
+        const OrderLimits t = {v_loadr(a.top + j), v_loadr(a.lower + j), v_loadr(a.at + j)};
+        Order o = {v_loadr(a.loss + j), v_loadr(a.met + j), v_loadr(a.count + j)};
+        order_group(&o, p, d, j, ragged ? width : j + LANES, lines, c, t, 1, exact);
+        v_storer(a.loss + j, o.best);
+        v_storer(a.met + j, o.met);
+        v_storer(a.count + j, o.count);
     }
 }
 
 static FX_INLINE void order_tile(const char *p, int64_t d, int n, Lanes a) {
-    Order o = {v_loadr(a.max), v_loadr(a.factor), v_loadr(a.spread)};
-    const V target = v_loadr(a.top), at = v_loadr(a.value);
-    V v[TILE_LINES];
+    const OrderLimits t = {v_loadr(a.top), v_loadr(a.lower), v_loadr(a.at)};
+    Order o = {v_loadr(a.loss), v_loadr(a.met), v_loadr(a.count)};
     int c = 0;
-    for (; c + TILE_LINES <= n; c += TILE_LINES) {
-        FX_UNROLL
-        for (int u = 0; u < TILE_LINES; u++) v[u] = line_load(p + (c + u) * d, 0, 0);
-        order_group(&o, v, TILE_LINES, c, target, at, 1);
-    }
-    for (; c < n; c++) {
-        v[0] = line_load(p + c * d, 0, 0);
-        order_group(&o, v, 1, c, target, at, 1);
-    }
-    v_storer(a.factor, o.met);
-    v_storer(a.max, o.best);
-    v_storer(a.spread, o.count);
+    for (; c + TILE_LINES <= n; c += TILE_LINES) order_group(&o, p + c * d, d, 0, LANES, TILE_LINES, c, t, 0, 1);
+    for (; c < n; c++) order_group(&o, p + c * d, d, 0, LANES, 1, c, t, 0, 1);
+    v_storer(a.loss, o.best);
+    v_storer(a.met, o.met);
+    v_storer(a.count, o.count);
 }
 
-static FX_INLINE void order_lines(const char *p, int64_t d, int n, int width, int given, Lanes a, int columns) {
-    if (!columns) {
-        order_tile(p, d, n, a);
-        return;
+/* Before the first class: top holds the targets' logits. */
+static FX_INLINE void order_begin(const Panel *panel, Lanes a, double *argmax, double *rank, const int64_t *target) {
+    for (int j = 0; j < panel->width; j++) {
+        argmax[j] = 0;
+        rank[j] = a.top[j] == -(R)INFINITY ? (double)target[j] : 0; /* nothing is lower: none before it is counted */
+        a.lower[j] = next_lower(a.top[j]);
     }
-    /* Of few classes it is cheaper to know each maximum's place in its group, of many to look for the last one's. */
-    const int few = n <= FEW_CLASSES;
+    for (int j = panel->width; j % LANES; j++) a.lower[j] = a.at[j] = 0;
+}
+
+/* The n classes from c0 on, whose lines begin at p: their rank and argmax; loss becomes the larger of max and theirs. */
+static FX_INLINE void order_classes(const Panel *panel, const char *p, int64_t d, int64_t c0, int n, Lanes a,
+                                    double *argmax, double *rank, const int64_t *target, int columns) {
+    const int width = panel->width, few = !columns || panel->call->classes <= FEW_CLASSES;
     int c = 0;
-    for (; c + COLUMN_LINES <= n; c += COLUMN_LINES) order_columns(p + c * d, d, c, COLUMN_LINES, width, a, few);
-    for (; c < n; c++) order_columns(p + c * d, d, c, 1, width, a, 1);
-    for (int j = 0; !few && j < given; j++) {
-        int met = (int)a.factor[j], end = met + COLUMN_LINES < n ? met + COLUMN_LINES : n;
-        while (met >= 0 && met + 1 < end && load_one(p + met * d + (int64_t)j * SIZE) != a.max[j]) met++;
-        a.factor[j] = (R)met;
+    for (int j = 0; j < width; j++) a.at[j] = (R)(target[j] - c0);
+    for (int j = 0; j < width; j += LANES) {
+        v_storer(a.loss + j, v_loadr(a.max + j));
+        v_storer(a.met + j, v_set1(-1));
+        v_storer(a.count + j, v_set1(0));
+    }
+    if (!columns) order_tile(p, d, n, a);
+    for (; columns && c + COLUMN_LINES <= n; c += COLUMN_LINES) {
+        if (few) order_columns(p + c * d, d, c, COLUMN_LINES, 0, width, a, 1, 0);
+        else order_columns(p + c * d, d, c, COLUMN_LINES, 0, width, a, 0, 0);
+    }
+    for (; columns && c + TILE_LINES <= n; c += TILE_LINES)
+        order_columns(p + c * d, d, c, TILE_LINES, 0, width, a, 1, 0);
+    for (; columns && c < n; c++) order_columns(p + c * d, d, c, 1, 0, width, a, 1, 0);
+    const int ragged = columns && width % LANES != 0;
+    for (c = 0; ragged && c < n; c++) order_columns(p + c * d, d, c, 1, width - width % LANES, width, a, 1, 1);
+    for (int j = 0; j < width; j++) {
+        rank[j] += (double)a.count[j];
+        if (!(a.met[j] >= 0)) continue;
+        int met = (int)a.met[j];
+        if (!few)
+            while (met + 1 < n && load_one(p + met * d + (int64_t)j * SIZE) != a.loss[j]) met++;
+        argmax[j] = (double)(c0 + met);
     }
 }
 
-/* argmax, rank and max of a panel's positions; top holds the targets' logits. */
-static FX_INLINE void score_order(Panel *panel, Lanes a, double *argmax, double *rank, const int64_t *target,
-                                  int columns) {
-    const int64_t classes = panel->call->classes, step = columns ? ORDER_CLASSES : FX_TILE_CLASSES;
-    const int width = columns ? panel->width : LANES;
-    for (int j = 0; j < panel->width; j++) argmax[j] = rank[j] = 0;
-    for (int j = 0; j < width; j += LANES) v_storer(a.max + j, v_set1(-(R)INFINITY));
-    for (int64_t c0 = 0; c0 < classes; c0 += step) {
-        const int n = (int)(classes - c0 < step ? classes - c0 : step);
+/* All of it, of a tile; max becomes known. */
+static FX_INLINE void order_tiles(Panel *panel, Lanes a, double *argmax, double *rank, const int64_t *target) {
+    const int64_t classes = panel->call->classes;
+    order_begin(panel, a, argmax, rank, target);
+    v_storer(a.max, v_set1(-(R)INFINITY));
+    for (int64_t c0 = 0; c0 < classes; c0 += FX_TILE_CLASSES) {
+        const int n = (int)(classes - c0 < FX_TILE_CLASSES ? classes - c0 : FX_TILE_CLASSES);
         int64_t d;
-        const char *p = panel_lines(panel, c0, n, &d, columns);
-        for (int j = 0; j < width; j += LANES) {
-            v_storer(a.factor + j, v_set1(-1));
-            v_storer(a.spread + j, v_set1(0));
-            v_storer(a.value + j, v_set1(0));
-        }
-        for (int j = 0; j < panel->width; j++) {
-            int64_t at = target[j] - c0;
-            a.value[j] = (R)(at < 0 ? 0 : at < n ? at : n);
-        }
-        order_lines(p, d, n, width, panel->width, a, columns);
-        for (int j = 0; j < panel->width; j++) {
-            argmax[j] = a.factor[j] >= 0 ? (double)c0 + (double)a.factor[j] : argmax[j];
-            rank[j] += (double)a.value[j] + (double)a.spread[j];
-        }
+        const char *p = panel_lines(panel, c0, n, &d, 0);
+        order_classes(panel, p, d, c0, n, a, argmax, rank, target, 0);
+        v_storer(a.max, v_loadr(a.loss));
     }
 }

@@ -23,6 +23,14 @@ typedef struct {
     double dot, weight; /* of coefficient × (reference - x), and of the coefficients */
 } RowSums;
 
+/* The rank of a row's target, counted with ENTROPY: a class comes before the target if it is larger or, `at` classes into
+ * the block or earlier, equal, that is larger than the next lower number. One comparison each. */
+typedef struct {
+    R target, lower;
+    int64_t at; /* whole groups */
+    double before;
+} RowOrder;
+
 /* How a block is summed: all of it; but for those that equal the maximum; or up to a group with a larger one. */
 enum { WHOLE, BELOW, WATCH };
 
@@ -156,41 +164,59 @@ static FX_INLINE R row_peek(const FxCall *call, const char *x) {
 
 /* What a sweep holds in registers. */
 typedef struct {
-    V even, odd, total, lost, moment[2], mass;
-    N equal;
+    V even, odd, total, lost, moment[2], mass, limit;
+    N equal, before;
 } RowSweep;
 
 /* One group of vectors, at class i, joins the sweep. `left` counts the classes from i on, or is GROUP: all are there.
  * most: the largest logit of each four. */
-static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, V r, V top, ExpScale k, int kind, int how,
-                                    const R *coefficient, int64_t left, R *kept) {
+static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const char *p, int64_t i, int64_t n, int direct,
+                                    int paired, V r, V top, ExpScale k, int kind, int how, const R *coefficient,
+                                    int64_t left, R *kept) {
     const V zero = v_set1(0), one = v_set1(1);
     V v[4], e[4];
+    for (int u = 0; u < 4 && kind == ENTROPY; u++) w->before = v_tally(w->before, v_lt(w->limit, x[u]));
     FX_UNROLL
     for (int u = 0; u < 4; u++) v[u] = v_sub(x[u], r);
-    v_exps(e, v, 4, k);
+    if (kind == ENTROPY && V_BRANCHES) {
+        v_exps(e, v, 2, k);
+        v_exps(e + 2, v + 2, 2, k);
+    } else {
+        v_exps(e, v, 4, k);
+    }
     if (kept) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) v_storer(kept + u * LANES, e[u]);
     }
     /* Where masks are not free, the few groups that have the maximum are worth a branch. */
     if (how == BELOW && (!V_BRANCHES || v_any(v_eq(most, top)))) {
+        V again[4];
+        if (V_BRANCHES) { /* read again, rather than kept all the while */
+            FX_FORGET(p);
+            row_group(again, p, i, n, direct, paired);
+        }
         FX_UNROLL
         for (int u = 0; u < 4; u++) {
-            M equal = v_eq(x[u], top);
+            M equal = v_eq(V_BRANCHES ? again[u] : x[u], top);
             e[u] = v_drop(equal, e[u]);
             w->equal = v_tally(w->equal, equal);
         }
     }
-    /* Two sums in turn: half as many roundings in each. */
     V next = v_add(w->even, v_add(v_add(e[0], e[1]), v_add(e[2], e[3])));
+    if (kind == ENTROPY) { /* few registers: one sum of each kind. -inf: e is 0, and so must be the product */
+        V moment = v_mul(e[0], v_max(k.lowest, v[0]));
+        FX_UNROLL
+        for (int u = 1; u < 4; u++) moment = v_fma(e[u], v_max(k.lowest, v[u]), moment);
+        w->even = w->odd;
+        w->odd = next;
+        w->moment[0] = v_sub(w->moment[0], moment);
+        return;
+    }
+    /* Two sums in turn: half as many roundings in each. */
     w->even = w->odd;
     w->odd = next;
     if (kind == NONE) return;
-    if (kind == ENTROPY) { /* -inf: e is 0, and so must be the product */
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) w->moment[u & 1] = v_fnma(e[u], v_max(k.lowest, v[u]), w->moment[u & 1]);
-        return;
+    if (0) {
     }
     FX_UNROLL
     for (int u = 0; u < 4; u++) {
@@ -225,14 +251,18 @@ static FX_INLINE void row_settle(RowSweep *w, RowSums *sums, int kind) {
  * `ahead`: what is read after this block, as much again. */
 static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_t n, R reference, R max, ExpScale k,
                                  int direct, int paired, int kind, int how, const R *coefficient, const char *ahead,
-                                 R *kept) {
+                                 R *kept, RowOrder *order) {
     const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0);
-    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, v_none()};
-    const int64_t first = i, full = n - GROUP, chain = (kind == NONE ? 16 : 8) * GROUP;
+    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, zero, v_none(), v_none()};
+    const int64_t first = i, full = n - GROUP, chain = (kind == NONE || kind == ENTROPY ? 16 : 8) * GROUP;
     V v[4];
     int above = 0;
     while (i <= full && !above) {
-        const int64_t stop = full < i + chain - GROUP ? full : i + chain - GROUP;
+        int64_t stop = full < i + chain - GROUP ? full : i + chain - GROUP;
+        if (kind == ENTROPY) {
+            w.limit = v_set1(i < order->at ? order->lower : order->target);
+            if (i < order->at && stop >= order->at) stop = order->at - GROUP;
+        }
         for (; i <= stop; i += GROUP) {
             if (direct)
                 for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
@@ -242,8 +272,8 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
                 above = 1;
                 break;
             }
-            row_add_group(&w, v, most, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, GROUP,
-                          kept ? kept + i : NULL);
+            row_add_group(&w, v, most, p, i, n, direct, paired, r, top, k, kind, how,
+                          kind == ARRAY ? coefficient + i : NULL, GROUP, kept ? kept + i : NULL);
         }
         row_settle(&w, sums, kind);
     }
@@ -251,15 +281,17 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
         row_group(v, p, i, n, direct, paired);
         const V most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         above = how == WATCH && v_any(v_lt(top, most));
+        if (kind == ENTROPY) w.limit = v_set1(i < order->at ? order->lower : order->target);
         if (!above) {
-            row_add_group(&w, v, most, r, top, k, kind, how, kind == ARRAY ? coefficient + i : NULL, n - i,
-                          kept ? kept + i : NULL);
+            row_add_group(&w, v, most, p, i, n, direct, paired, r, top, k, kind, how,
+                          kind == ARRAY ? coefficient + i : NULL, n - i, kept ? kept + i : NULL);
             row_settle(&w, sums, kind);
             i = n;
         }
     }
     if (kind != NONE && kind != ARRAY) sums->weight += (double)(i - first);
     if (how == BELOW) sums->equal += v_hsum(v_tallied(w.equal));
+    if (kind == ENTROPY) order->before += v_hsum(v_tallied(w.before));
     double add = v_hsum(with_lost(w.total, w.lost)), all = sums->total + add;
     sums->lost += sums->total > add ? (sums->total - all) + add : (add - all) + sums->total; /* Neumaier */
     sums->total = all;
@@ -334,7 +366,7 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
         const char *p = row_block(row, c0, n, 0), *ahead = row_ahead(row, p, c0, step);
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
         if (max > -(R)INFINITY)
-            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead, NULL);
+            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead, NULL, NULL);
         if (i == n) continue;
         R top = row->peeked && !c0 ? row->first : row_max(p, i, n, direct, paired);
         if (top > max) {
@@ -342,8 +374,8 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
             block = c0;
         }
         R r = reference > -(R)INFINITY ? reference : 0;
-        if (row->kept) row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, row->kept);
-        else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, NULL);
+        if (row->kept) row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, row->kept, NULL);
+        else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, NULL, NULL);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (RowStats){.max = max, .rest = rest, .block = block, .dot = sums.dot, .weight = sums.weight};

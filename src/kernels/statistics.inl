@@ -2,16 +2,15 @@
  * the entropy; with no target, the k largest (top.inl).
  *
  * Which logit is larger is asked of the logits as they are given: logit_scale and softcap change no order, but their
- * rounding could. The rank is counted in the sweep for the maximum: classes before the target that are smaller are taken
- * from their number, classes after it that are larger are added, so that each costs one comparison and equal ones need
- * none. The entropy is log1p(rest) + sum of e·(max - z) / (1 + rest), every term at least 0: nothing cancels, also where
+ * rounding could. The rank is counted in the sweep that sums, see RowOrder. The entropy is log1p(rest) + sum of e·(max - z) / (1 + rest), every term at least 0: nothing cancels, also where
  * p -> 1. */
 
 typedef struct {
     R max;         /* as RowStats */
     double rest;   /* sum of exp(z - max) without one maximum */
     double moment; /* sum of exp(z - max)·(max - z) */
-    int64_t argmax, rank;
+    int64_t argmax;
+    double rank;
 } Score;
 
 /* A block of the row's logits as given, into scratch->fetch unless they can be read in place. */
@@ -22,52 +21,33 @@ static FX_INLINE const char *score_block(const Row *row, int64_t c0, int64_t n) 
     return (const char *)row->scratch->fetch;
 }
 
-/* row_max, and how many of the block's n classes come before the target, which is its class `at` (or before it or after
- * it) and has this value. */
-static FX_INLINE R score_max(V groups[], const char *p, int64_t n, R value, int64_t at, int64_t *rank, int direct,
-                             int paired) {
-    const V target = v_set1(value), one = v_set1(1), zero = v_set1(0);
-    const int64_t whole = n / GROUP, before = at < 0 ? 0 : at / GROUP < whole ? at / GROUP : whole;
-    V best = v_set1(-(R)INFINITY), smaller[4] = {zero, zero, zero, zero}, larger[4] = {zero, zero, zero, zero}, v[4];
-    int64_t g = 0;
-    for (; g < before; g++) {
-        row_group(v, p, g * GROUP, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) smaller[u] = v_count(smaller[u], v_lt(v[u], target));
+/* How many of the group of vectors that holds the target, class `at` of a block, equal it and come before it. */
+static FX_INLINE double score_earlier(const char *p, int64_t n, R value, int64_t at, int direct) {
+    V v[4], earlier = v_set1(0);
+    row_group(v, p, at - at % GROUP, n, direct, 0);
+    FX_UNROLL
+    for (int u = 0; u < 4; u++) {
+        M before = v_lt(v_iota(), v_set1((R)(at % GROUP - u * LANES)));
+        earlier = v_add(earlier, v_keep(before, v_keep(v_eq(v[u], v_set1(value)), v_set1(1))));
     }
-    for (; g < whole; g++) {
-        row_group(v, p, g * GROUP, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_count(larger[u], v_lt(target, v[u]));
-    }
-    if (g * GROUP < n) {
-        row_group(v, p, g * GROUP, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) larger[u] = v_count(larger[u], v_lt(target, v[u]));
-    }
-    if (at >= 0 && at < n) { /* equal ones before the target in its own group */
-        row_group(v, p, before * GROUP, n, direct, 0);
-        FX_UNROLL
-        for (int u = 0; u < 4; u++) {
-            M earlier = v_lt(v_iota(), v_set1((R)(at - before * GROUP - u * LANES)));
-            larger[u] = v_add(larger[u], v_keep(earlier, v_keep(v_eq(v[u], target), one)));
-        }
-    }
-    *rank += before * GROUP - (int64_t)v_hsum(v_add(v_add(smaller[0], smaller[1]), v_add(smaller[2], smaller[3])));
-    *rank += (int64_t)v_hsum(v_add(v_add(larger[0], larger[1]), v_add(larger[2], larger[3])));
-    return v_hmax(best);
+    return v_hsum(earlier);
 }
 
-/* The first class of a block, whose groups' maxima are known, that has the value. */
-static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, int64_t n, int direct) {
+/* What row_sum counts, of a block whose logits as given are not those that are summed. */
+static FX_NOINLINE void score_fetched(RowOrder *order, const R *p, int64_t n) {
+    for (int64_t i = 0; i < n; i++) order->before += p[i] > (i < order->at ? order->lower : order->target);
+}
+
+/* The first class of a block from class i on, whose groups' maxima are known, that has the value. */
+static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, int64_t i, int64_t n, int direct) {
     V v[4], wanted = v_set1(value);
-    for (int64_t g = 0; g * GROUP < n; g++) {
+    int64_t g = i / GROUP;
+    while (g * GROUP < n) {
+        V m = v_max(v_max(groups[g], groups[g + 1]), v_max(groups[g + 2], groups[g + 3]));
+        if (v_any(v_eq(m, wanted))) break;
+        g += 4;
+    }
+    for (; g * GROUP < n; g++) {
         if (!v_any(v_eq(groups[g], wanted))) continue;
         row_group(v, p, g * GROUP, n, direct, 0);
         for (int u = 0; u < 4; u++) {
@@ -85,18 +65,29 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
     const int64_t classes = call->classes, step = row_step(classes);
     const ExpScale k = exp_scale(scale);
     const int paired = V_PAIRS && direct, bent = !direct && call->transform, kind = largest ? NONE : ENTROPY;
-    V groups[FX_BLOCK / GROUP];
+    V groups[FX_BLOCK / GROUP + 3];
     R max = -(R)INFINITY, reference = max, given_max = max;
-    int64_t argmax = 0, rank = 0;
+    RowOrder order = {.target = value, .lower = next_lower(value)}, none = {.target = (R)NAN, .lower = (R)NAN};
     RowSums sums = {0};
+    int64_t argmax = 0;
     for (int64_t c0 = 0; c0 < classes; c0 += step) {
-        int64_t n = classes - c0 < step ? classes - c0 : step;
+        int64_t n = classes - c0 < step ? classes - c0 : step, i = 0;
         const char *p = score_block(row, c0, n), *ahead = row_ahead(row, p, c0, step);
-        R best = largest ? top_max(groups, p, n, direct, paired)
-                         : score_max(groups, p, n, value, at - c0, &rank, direct, paired);
+        if (!largest) {
+            order.at = at < c0 ? 0 : at - c0 - (at - c0) % GROUP;
+            if (at >= c0 && at - c0 < n) {
+                order.before += score_earlier(p, n, value, at - c0, direct);
+                if (value == -(R)INFINITY) order.before += (double)(c0 + order.at); /* nothing is lower: none counted */
+            }
+            if (bent) score_fetched(&order, (const R *)p, n);
+            else if (max > -(R)INFINITY)
+                i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, NULL, ahead, NULL, &order);
+            if (i == n) continue;
+        }
+        R best = top_max(groups, p, i, n, direct, paired);
         if (largest) top_scan(top, groups, p, c0, n, direct);
         if (!largest && best > given_max) {
-            int64_t first = score_first(groups, best, p, n, direct);
+            int64_t first = score_first(groups, best, p, i, n, direct);
             argmax = first >= 0 ? c0 + first : 0;
             given_max = best;
         }
@@ -108,11 +99,11 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
         if (higher) row_raise(&sums, &max, &reference, best, scale, kind);
         R r = reference > -(R)INFINITY ? reference : 0;
         if (higher || max == -(R)INFINITY)
-            row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead, NULL);
-        else row_sum(&sums, p, 0, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead, NULL);
+            row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead, NULL, bent ? &none : &order);
+        else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead, NULL, bent ? &none : &order);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
-    *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = rank};
+    *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = order.before};
 }
 
 static void score_rows(FxCall *call, FxScratch *s, const Run *run, Lanes a, int direct) {
@@ -132,7 +123,7 @@ static void score_rows(FxCall *call, FxScratch *s, const Run *run, Lanes a, int 
         a.dot[k] = (R)score.moment;
         a.top[k] = score_z(call, given);
         s->argmax[k] = (double)score.argmax;
-        s->rank[k] = (double)score.rank;
+        s->rank[k] = score.rank;
     }
 }
 
@@ -164,9 +155,12 @@ static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, La
             a.top[j] = score_logit(call, at_position(run, FX_X, place(run, first + j)), target[j] < 0 ? 0 : target[j]);
     }
     for (int j = panel->width; j % LANES; j++) a.top[j] = 0;
-    score_order(panel, a, s->argmax + first, s->rank + first, target, columns);
-    if (columns) column_forward_as(panel, a, ENTROPY, 1);
-    else panel_sum(panel, a, ENTROPY, 0);
+    if (columns) {
+        column_forward_as(panel, a, ENTROPY);
+    } else {
+        order_tiles(panel, a, s->argmax + first, s->rank + first, target);
+        panel_sum(panel, a, ENTROPY, 0);
+    }
     for (int j = 0; j < panel->width; j += LANES)
         v_storer(a.dot + j, v_mul(v_set1((R)call->logit_scale), v_loadr(a.dot + j)));
 }

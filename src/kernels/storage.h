@@ -36,6 +36,7 @@
 #define FX_NOINLINE __declspec(noinline)
 #define FX_UNROLL
 #define FX_PREFETCH(p) ((void)(p))
+#define FX_FORGET(p)   ((void)(p))
 static __forceinline int FX_CTZ(unsigned bits) {
     int n = 0;
     while (!(bits >> n & 1u)) n++;
@@ -47,4 +48,5 @@ static __forceinline int FX_CTZ(unsigned bits) {
 #define FX_UNROLL      _Pragma("GCC unroll 16")
 #define FX_PREFETCH(p) __builtin_prefetch(p)
 #define FX_CTZ         __builtin_ctz
+#define FX_FORGET(p)   __asm__("" : "+r"(p)) /* what was read through p is not known to be there still */
 #endif

@@ -51,14 +51,21 @@ static FX_NOINLINE void top_heapify(Top *top) {
     for (int64_t at = top->size / 2 - 1; at >= 0; at--) top_sift(top, top->size, at, top->value[at], top->class[at]);
 }
 
-/* row_max, and each group's largest. */
-static FX_INLINE R top_max(V groups[], const char *p, int64_t n, int direct, int paired) {
-    V best = v_set1(-(R)INFINITY), v[4];
-    for (int64_t i = 0, g = 0; i < n; i += GROUP, g++) {
+/* row_max, and each group's largest; -inf for up to three groups after the last. */
+static FX_INLINE R top_max(V groups[], const char *p, int64_t i, int64_t n, int direct, int paired) {
+    const V low = v_set1(-(R)INFINITY);
+    V best = low, v[4], *most = groups + i / GROUP;
+    for (; i + GROUP <= n; i += GROUP, most++) {
         row_group(v, p, i, n, direct, paired);
-        groups[g] = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
-        best = v_max(groups[g], best);
+        *most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(*most, best);
     }
+    if (i < n) {
+        row_group(v, p, i, n, direct, paired);
+        *most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
+        best = v_max(*most++, best);
+    }
+    for (int u = 0; u < 3; u++) most[u] = low;
     return v_hmax(best);
 }
 
