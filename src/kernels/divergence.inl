@@ -4,7 +4,8 @@
  * same total, since p and q sum to 1, but of terms that are not negative. Where |d| < 1/2 a term is p·d²·b(d) and the
  * gradient q - p is p·(d²·b(d) - d), b(d) = (exp(-d) - 1 + d)/d² by a polynomial: so rows that nearly agree keep their
  * digits (an error e of the two normalisers moves the sum by e²/2 only, and not by e), and where four vectors of classes
- * are that near, q is not computed. b is a minimax polynomial, with a relative error of 1.2e-9 (float32), 2.3e-17. */
+ * are that near, q is not computed. Groups are never paired: a row has the same bits in any layout, with and without
+ * the gradient. b is a minimax polynomial, with a relative error of 1.2e-9 (float32), 2.3e-17. */
 
 #if FX_REAL_BITS == 32
 static const R near_poly[] = {0x1p-1f,         -0x1.555556p-3f,  0x1.555554p-5f, -0x1.110fcep-7f,
@@ -64,7 +65,6 @@ static FX_INLINE const char *side_block(Side *side, int64_t classes, int64_t c0,
 
 static FX_INLINE RowSum side_sum_as(Side *side, int64_t classes, int direct) {
     const ExpScale k = exp_scale(1);
-    const int paired = V_PAIRS && direct;
     R max = -(R)INFINITY, reference = max;
     RowSums sums = {0};
     for (int64_t c0 = 0; c0 < classes; c0 += FX_BLOCK) {
@@ -72,12 +72,12 @@ static FX_INLINE RowSum side_sum_as(Side *side, int64_t classes, int direct) {
         const char *p = side_block(side, classes, c0, (int)n, direct), *ahead = p + n * SIZE;
         int64_t i = 0;
         if (max > -(R)INFINITY)
-            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, NONE, WATCH, NULL, ahead, NULL);
+            i = row_sum(&sums, p, 0, n, reference, max, k, direct, 0, NONE, WATCH, NULL, ahead, NULL);
         if (i == n) continue;
-        R top = row_max(p, i, n, direct, paired);
+        R top = row_max(p, i, n, direct, 0);
         if (top > max) row_raise(&sums, &max, &reference, top, 1, NONE);
         R r = reference > -(R)INFINITY ? reference : 0;
-        row_sum(&sums, p, i, n, r, max, k, direct, paired, NONE, BELOW, NULL, ahead, NULL);
+        row_sum(&sums, p, i, n, r, max, k, direct, 0, NONE, BELOW, NULL, ahead, NULL);
     }
     double total = sums.total + sums.lost;
     if (max > reference) total *= fx_exp((double)reference - (double)max);
@@ -176,7 +176,6 @@ static FX_INLINE V divergence_terms(const V y[], const V x[], const int count, c
 static FX_INLINE double divergence_sum(const FxCall *call, Side *x, Side *y, char *to, const Between *w, R *slope,
                                        int direct) {
     const FxOperand *out = &call->operand[FX_OUT];
-    const int paired = V_PAIRS && direct && !to;
     const V low = v_set1(-(R)INFINITY), zero = v_set1(0);
     V xs[4], ys[4];
     FxSum total = {0, 0};
@@ -186,8 +185,8 @@ static FX_INLINE double divergence_sum(const FxCall *call, Side *x, Side *y, cha
         V sum = zero;
         int i = 0;
         for (; i + GROUP <= n; i += GROUP) {
-            row_group(xs, xp, i, n, direct, paired);
-            row_group(ys, yp, i, n, direct, paired);
+            row_group(xs, xp, i, n, direct, 0);
+            row_group(ys, yp, i, n, direct, 0);
             sum = v_add(sum, divergence_terms(ys, xs, 4, w, to ? slope + i : NULL));
             if (i / GROUP % SUM_GROUPS < SUM_GROUPS - 1) continue;
             fx_add(&total, v_hsum(sum));
