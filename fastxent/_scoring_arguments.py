@@ -19,6 +19,7 @@ from ._targets import in_range, whole_numbers
 Array = NDArray[Any]
 PARTIALS = 5  # numbers of a position
 _MOST_CLASSES = 2**53
+_STATISTICS = Plan._fields.index("statistics")
 
 
 def statistics_plan(
@@ -28,11 +29,11 @@ def statistics_plan(
     """The plan of `token_statistics`; `with_top`: of the largest probability too."""
     plan = _index_plan(logits, targets, axis, mask, lengths, ignore_index, shift, logit_scale, softcap, num_threads)
     computed, _ = LOGIT_DTYPES[plan.logits.dtype]
-    positions = plan.targets.shape
-    real = (np.empty(positions, computed) for _ in range(4))
-    results = (next(real), next(real), np.empty(positions, INT64), np.empty(positions, INT64), next(real),
-               next(real) if with_top else None)
-    return plan._replace(operation=OP_STATISTICS, statistics=results)
+    empty, positions = np.empty, plan.targets.shape
+    results = (empty(positions, computed), empty(positions, computed), empty(positions, INT64), empty(positions, INT64),
+               empty(positions, computed), empty(positions, computed) if with_top else None)
+    # plan._replace(operation=OP_STATISTICS, statistics=results), without six microseconds of Python.
+    return Plan._make((OP_STATISTICS, *plan[1:_STATISTICS], results, *plan[_STATISTICS + 1 :]))
 
 
 def partials_plan(

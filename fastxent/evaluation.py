@@ -268,9 +268,8 @@ class Evaluator:
             logits, targets, self._axis, mask, lengths, self._ignore_index, self._shift, self._logit_scale,
             self._softcap, self._num_threads, with_top=True,
         )
-        results = tuple(np.asarray(a) for a in run_statistics(plan))
         ahead = np.roll(plan.targets, -plan.shift, axis=-1) if plan.shift else plan.targets
-        return ScoredBatch((*results, ahead), plan.sequence_length, plan.logits.shape[plan.axis])
+        return ScoredBatch((*run_statistics(plan), ahead), plan.sequence_length, plan.logits.shape[plan.axis])
 
     def add(self, batch: ScoredBatch) -> None:
         """Count a batch that `score` of an evaluator of the same options returned."""
@@ -341,16 +340,22 @@ class Evaluator:
         if not tokens:
             return total
         total.tokens = tokens
+
+        def counted(a: Array) -> Array:
+            return a.reshape(-1) if tokens == valid.size else a[valid]
+
         losses = np.where(valid, -log_prob.astype(np.float64), 0)
-        right, confidence = rank[valid] == 0, top[valid].astype(np.float64)
+        right, confidence = counted(rank) == 0, counted(top).astype(np.float64)
         with np.errstate(all="ignore"):
             total.nll = float(losses.sum())
-            total.nll_m2 = float(((losses[valid] - total.nll / tokens) ** 2).sum())
-            total.entropy = float(entropy[valid].sum(dtype=np.float64))
-            by_sequence = valid.reshape(-1, batch.sequence_length)
-            counts = by_sequence.sum(axis=1)
-            means = losses.reshape(by_sequence.shape).sum(axis=1)[counts > 0] / counts[counts > 0]
-            total.sequence_nll, total.sequences = float(means.sum()), int(np.count_nonzero(counts))
+            total.nll_m2 = float(((counted(losses) - total.nll / tokens) ** 2).sum())
+            total.entropy = float(counted(entropy).sum(dtype=np.float64))
+            means = counted(losses)
+            if batch.sequence_length != 1:
+                by_sequence = valid.reshape(-1, batch.sequence_length)
+                counts = by_sequence.sum(axis=1)
+                means = losses.reshape(by_sequence.shape).sum(axis=1)[counts > 0] / counts[counts > 0]
+            total.sequence_nll, total.sequences = float(means.sum()), means.size
         total.correct = int(right.sum())
         total.top_k = [int(np.count_nonzero((rank >= 0) & (rank < k))) for k in self._top_k]
         bins = self._edges.searchsorted(confidence, side="right")
