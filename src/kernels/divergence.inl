@@ -72,12 +72,12 @@ static FX_INLINE RowSum side_sum_as(Side *side, int64_t classes, int direct) {
         const char *p = side_block(side, classes, c0, (int)n, direct), *ahead = p + n * SIZE;
         int64_t i = 0;
         if (max > -(R)INFINITY)
-            i = row_sum(&sums, p, 0, n, reference, max, k, direct, 0, NONE, WATCH, NULL, ahead, NULL);
+            i = row_sum(&sums, p, 0, n, reference, max, k, direct, 0, NONE, WATCH, NULL, ahead, NULL, NULL);
         if (i == n) continue;
         R top = row_max(p, i, n, direct, 0);
         if (top > max) row_raise(&sums, &max, &reference, top, 1, NONE);
         R r = reference > -(R)INFINITY ? reference : 0;
-        row_sum(&sums, p, i, n, r, max, k, direct, 0, NONE, BELOW, NULL, ahead, NULL);
+        row_sum(&sums, p, i, n, r, max, k, direct, 0, NONE, BELOW, NULL, ahead, NULL, NULL);
     }
     double total = sums.total + sums.lost;
     if (max > reference) total *= fx_exp((double)reference - (double)max);
