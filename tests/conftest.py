@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,12 @@ def pytest_make_collect_report(collector):
     report = yield
     fail_unexpected_skip(report)
     return report
+
+
+@pytest.fixture(autouse=True)
+def jax_of_32_bits():
+    """The benchmarks let JAX have 64 bits, in all of the process: the next test gets JAX as users find it."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_enable_x64:
+        jax.config.update("jax_enable_x64", False)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import cli_files as files
+import isolated
 import numpy as np
 import pytest
 
@@ -151,17 +152,62 @@ def sparse(shape, dtype):
         file.truncate(file.tell() + int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_interrupt_is_one_line():
     sparse((10**6, 50000), "f2")
     np.save("large_t.npy", np.zeros(10**6, np.int8))
-    process = subprocess.Popen([*files.COMMAND, "eval", "large.npy", "large_t.npy"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    command = [*files.COMMAND, "eval", "large.npy", "large_t.npy"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            started = time.monotonic()
+            opened = Path("/proc", str(process.pid), "fd").glob  # before, it is still being imported
+            while not any("large" in os.readlink(fd) for fd in opened("*")) and time.monotonic() < started + 60:
+                time.sleep(0.02)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert (out, err) == ("", "fastxent eval: interrupted\n")
+
+
+INTERRUPTED = """
+import faulthandler, random
+from fastxent.cli import _blocks
+
+class Zeros:
+    name, shape, size, dtype, stored = "zeros", (2**16, 2), 2**17, np.dtype("f4"), "float32"
+    parallel, row_step = True, 1
+    def read(self, start, stop, buffer):
+        return buffer[: 4 * (stop - start)].view("f4")
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+fastxent.set_num_threads(8)
+random.seed(1)
+faulthandler.dump_traceback_later(100, exit=True)
+for _ in range(int(sys.argv[1])):
+    score = lambda block, _: sum(len(rows[0]) for _, rows in block.pieces)
+    found = _blocks.scored([Zeros()], 80, lambda start, stop: None, score)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.01))
+        for n in found:
+            assert n == 10 or n == 2**16 % 10
+        time.sleep(100)
+    except KeyboardInterrupt:
+        found.close()
+        continue
+    sys.exit("went on")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_interrupts_leave_nobody_waiting():
+    """At any moment, inside the code of locks and of starting threads too."""
+    isolated.run(INTERRUPTED, 1000)
 
 
 # Not ru_maxrss, which a child inherits from the process that started it.

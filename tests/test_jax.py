@@ -406,7 +406,7 @@ def test_index_errors():
     ({"reduction": "median"}, ValueError, "reduction must be one of"),
     ({"reduction": "none", "normalizer": 2}, ValueError, "normalizer is for"),
     ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
-    ({"logits": np.zeros((B, T, C), complex)}, TypeError, "logits has dtype complex64"),
+    ({"logits": np.zeros((B, T, C), np.complex64)}, TypeError, "logits has dtype complex64"),
     ({"logits": np.zeros((B, T, 0))}, ValueError, "have no classes"),
 ])
 def test_arguments(change, error, message):

@@ -9,6 +9,8 @@ knows no other way, a whole block at a time.
 
 from __future__ import annotations
 
+import _thread
+import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -114,69 +116,78 @@ class _Work(Generic[About, Result]):
         self.lock = threading.Lock()
         self.next = 0
         self.stopped = False
-        self.changed = threading.Condition()
-        self.results: dict[int, Result | _Failure] = {}
 
     def alone(self) -> Iterator[Result]:
         """All blocks by the calling thread."""
         buffers = self._buffers()
         while (taken := self._take(buffers)) is not None:
-            _, start, stop, about, rows = taken
-            yield self._finish(start, stop, about, rows, buffers)
+            yield self._finish(*taken, buffers)
 
     def shared(self, n_workers: int) -> Iterator[Result]:
-        """All blocks by workers; never many more done than asked for."""
-        permits = threading.Semaphore(2 * n_workers)
-        workers: list[threading.Thread] = []
+        """All blocks by workers; never many more done than asked for.
+
+        Only queues lie between them and this thread: Ctrl-C can come inside a lock's or condition's own code, which
+        leaves it held, and everybody waiting for it.
+        """
+        permits: queue.SimpleQueue[None] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[int, Result | _Failure] | None] = queue.SimpleQueue()
         buffers = [self._buffers() for _ in range(n_workers)]  # here, where a MemoryError is the caller's
+        running = 0
         try:
+            for _ in range(2 * n_workers):
+                permits.put(None)
             for own in buffers:
-                worker = threading.Thread(target=self._run, args=(permits, own), name="fastxent block", daemon=True)
                 try:
-                    worker.start()
+                    _thread.start_new_thread(self._run, (permits, results, own))
                 except RuntimeError:  # the system has no thread left: those that run do the work
                     break
-                workers.append(worker)
-            if not workers:
+                running += 1
+            if not running:
                 yield from self.alone()
                 return
+            early: dict[int, Result | _Failure] = {}
             for index in range(len(self.starts)):
-                with self.changed:
-                    while index not in self.results:
-                        self.changed.wait()
-                    found = self.results.pop(index)
+                while index not in early:
+                    done = results.get()
+                    if done is None:  # a worker's end: the block is another's
+                        running -= 1
+                    else:
+                        early[done[0]] = done[1]
+                found = early.pop(index)
                 if isinstance(found, _Failure):
                     raise found.error
                 yield found
-                permits.release()
+                permits.put(None)
         finally:
             self.stopped = True
-            for _ in workers:
-                permits.release()
-            for worker in workers:
-                worker.join()
+            for _ in buffers:
+                permits.put(None)
+            while running:
+                running -= results.get() is None
 
-    def _run(self, permits: threading.Semaphore, buffers: list[Array]) -> None:
-        while True:
-            permits.acquire()
-            found: Result | _Failure
-            index = self.next
-            try:
-                with self.lock:
-                    index = self.next
-                    taken = None if self.stopped else self._take(buffers)
-                if taken is None:
-                    return
-                index, start, stop, about, rows = taken
-                found = self._finish(start, stop, about, rows, buffers)
-            except BaseException as error:  # raised where the block's turn comes
-                self.stopped = True
-                found = _Failure(error)
-            with self.changed:
-                self.results[index] = found
-                self.changed.notify()
+    def _run(
+        self, permits: queue.SimpleQueue[None], results: queue.SimpleQueue[tuple[int, Result | _Failure] | None],
+        buffers: list[Array],
+    ) -> None:
+        taken = True
+        try:
+            while taken:
+                permits.get()
+                index = self.next
+                try:
+                    with self.lock:
+                        index = self.next
+                        block = None if self.stopped else self._take(buffers)
+                    taken = block is not None
+                    if block is not None:
+                        results.put((index, self._finish(*block, buffers)))
+                except BaseException as error:  # raised where the block's turn comes
+                    self.stopped = True
+                    results.put((index, _Failure(error)))
+        finally:
+            results.put(None)
 
-    def _take(self, buffers: list[Array]) -> tuple[int, int, int, About, list[Array | None]] | None:
+    def _take(self, buffers: list[Array]) -> tuple[int, int, About, list[Array | None]] | None:
         """The next block, with all of it that is read in order."""
         index = self.next
         if index == len(self.starts):
@@ -189,7 +200,7 @@ class _Work(Generic[About, Result]):
             None if source.parallel else self._read(source, start, stop, buffer)
             for source, buffer in zip(self.sources, buffers, strict=True)
         ]
-        return index, start, stop, about, rows
+        return start, stop, about, rows
 
     def _finish(self, start: int, stop: int, about: About, rows: list[Array | None], buffers: list[Array]) -> Result:
         """Read the rest of a block and score it."""
