@@ -110,15 +110,18 @@ def test_python_files_keep_to_their_room():
 def test_compiles_without_warnings(compiler, tmp_path):
     """As in the build, with more warnings. A cross compiler shows that the NEON files are sound.
 
-    The files are large: gcc, which makes the build on most machines, only reads them here.
+    gcc, which makes the build on most machines, only reads them here. To make code of the kernels takes the others
+    minutes, and finds what reading does not in the headers of vectors: of float32 here, of all with FASTXENT_HEAVY.
     """
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     flags = ["-std=c11", "-O0", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-pthread"]
-    flags += ["-fsyntax-only"] if compiler == "gcc" else []
     for path in SOURCES:
         if path.suffix == ".c" and path.parent.name in ("src", "isa"):
+            large = path.parent.name == "isa" and path.stem not in ("avx512_f32", "neon_f32")
+            read = compiler == "gcc" or (large and not os.environ.get("FASTXENT_HEAVY"))
             command = [compiler, *flags, f"-I{ROOT / 'src'}", "-c", path, "-o", tmp_path / "object.o"]
+            command += ["-fsyntax-only"] * read
             built = subprocess.run(command, capture_output=True, text=True, check=False)
             assert built.returncode == 0, f"{path.name}\n{built.stderr}"
 

@@ -175,13 +175,13 @@ def test_many_equal_weights_do_not_drift(shape, engine):
 def test_z_loss_of_the_largest_logits(n, dtype, engine):
     """2 z_loss logsumexp, or its square, may be beyond the compute type where gradient and loss are not."""
     info, u = ml_dtypes.finfo(cases.FLOATS[dtype]), 2.0 ** -(52 if dtype == "float64" else 23)
-    largest, kind, positions = float(info.max), cases.FLOATS[dtype], 1000
+    largest, kind, positions = float(info.max), cases.FLOATS[dtype], 1000 if n < 17 else 100
     stored = 2.0**-7 if dtype == "bfloat16" else 0.0
     oracle = [reference] if dtype != "float64" or np.finfo(np.longdouble).max > largest else []
     weight = np.full(positions, 0.25)
     with cases.running_on(*engine):
         for z_loss, scale in ((0.75, 1.0), (1.0, 1.0), (100.0, 1.0), (0.01, 16.0)):
-            expected = np.full((positions, n), 2 * z_loss * scale * scale / positions * largest / n)
+            expected = np.full((positions, n), 2 * z_loss * scale * scale / positions / n * largest)
             x = np.full((positions, n), largest).astype(kind)
             for targets in (np.arange(positions) % n, np.full((positions, n), 1 / n)):
                 for options in ({}, {"label_smoothing": 0.25}, {"sample_weight": weight}):

@@ -151,10 +151,12 @@ def test_every_option_with_every_reduction(engine, dtype):
     with running_on(*engine):
         for i, name in enumerate((None, *TARGET_OPTIONS)):
             for j, reduced in enumerate(cases.REDUCTIONS):
-                head = Head(100 * i + j, classes=(70, 5, 33)[(i + j) % 3], dtype=dtype, bias=(i + j) % 2)
+                limit = LIMITS[(i + j) % 4]
+                classes = 5 if limit == 1 else (70, 5, 33)[(i + j) % 3]
+                head = Head(100 * i + j, classes=classes, dtype=dtype, bias=(i + j) % 2)
                 chosen = {} if name is None else cases.option(head.random, name, head.positions, head.classes)
                 options = chosen | cases.reduction(reduced)
-                head.check(options, label=f"{name} {reduced}", max_bytes=LIMITS[(i + j) % 4])
+                head.check(options, label=f"{name} {reduced}", max_bytes=limit)
 
 
 @on_every_engine
@@ -164,12 +166,13 @@ def test_every_two_options(engine):
             for j, second in enumerate(TARGET_OPTIONS[i + 1 :]):
                 if first.split()[0] == second.split()[0]:
                     continue
-                head = Head(i * 40 + j, classes=40, dtype="float64")
+                limit = LIMITS[(i + j) % 4]
+                head = Head(i * 40 + j, classes=5 if limit == 1 else 40, dtype="float64")
                 options = {}
                 for name in (first, second):
                     options |= cases.option(head.random, name, head.positions, head.classes)
                 options |= cases.reduction(cases.REDUCTIONS[(i + j) % len(cases.REDUCTIONS)])
-                head.check(options, label=f"{first}, {second}", max_bytes=LIMITS[(i + j) % 4])
+                head.check(options, label=f"{first}, {second}", max_bytes=limit)
 
 
 @settings(max_examples=60, deadline=None)
@@ -399,7 +402,7 @@ def test_token_statistics(engine, dtype, options):
             expected = reference_linear.linear_token_statistics(*head.operands, bias=head.bias, **options)
             logits = reference_linear._logits(head.hidden, head.weight, head.bias)
             size = 1 + np.abs(logits).max()
-            for limit in LIMITS:
+            for limit in LIMITS[classes > 100 :]:  # one class at a time: 70 of them say as much
                 found = fastxent.linear_token_statistics(*head.operands, bias=head.bias, max_bytes=limit, **options)
                 for name, mine, theirs in zip(found._fields, found, expected, strict=True):
                     if theirs.dtype == np.int64:
@@ -431,7 +434,7 @@ def test_ranks_among_equals(engine, value):
         for classes in (5, 64, 70, 1100):
             targets = np.array([0, classes // 2, classes - 1])
             hidden, weight = np.zeros((3, 1), "f4"), np.ones((classes, 1), "f4")
-            for limit in (1, 900, 2**22):
+            for limit in (1, 900, 2**22)[classes > 100 :]:
                 bias = np.full(classes, value, "f4")
                 found = fastxent.linear_token_statistics(hidden, weight, targets, bias=bias, max_bytes=limit)
                 np.testing.assert_array_equal(found.rank, targets)
