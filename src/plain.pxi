@@ -32,7 +32,7 @@ cdef bint without_options(tuple given, Py_ssize_t count):
             return False
     if given[13] is not None or given[15] is not None or given[18] is not None or given[19] is not False:
         return False
-    for i in range(20, count):
+    for i in range(20, min(count, 22)):
         if given[i] is not None:
             return False
     return (
@@ -84,6 +84,26 @@ cdef bint set_scores(FxCall *c, int operation, cnp.ndarray x, object class_axis,
     return True
 
 
+cdef bint apart(cnp.ndarray one, cnp.ndarray other):
+    """Whether two arrays without gaps have no byte in common."""
+    cdef char *a = <char *>cnp.PyArray_DATA(one)
+    cdef char *b = <char *>cnp.PyArray_DATA(other)
+    if not (cnp.PyArray_ISCARRAY_RO(one) and cnp.PyArray_ISCARRAY_RO(other)):
+        return False
+    return a + cnp.PyArray_NBYTES(one) <= b or b + cnp.PyArray_NBYTES(other) <= a
+
+
+cdef bint takes_gradient(object given, cnp.ndarray logits, cnp.ndarray targets):
+    """Whether a caller's array is one for the gradient: the logits, or an array of their kind apart from all."""
+    cdef cnp.ndarray array
+    if not cnp.PyArray_CheckExact(given):
+        return False
+    array = given
+    if not (cnp.PyArray_ISCARRAY(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(logits)):
+        return False
+    return cnp.PyArray_SAMESHAPE(array, logits) and apart(array, targets) and (array is logits or apart(array, logits))
+
+
 cdef int64_t count_valid(const FxCall *c, const int64_t *targets):
     """How many positions count, by their class indices alone; -1: a class index is out of range."""
     cdef int64_t i, valid = 0, bad = 0
@@ -109,7 +129,8 @@ def plain(tuple given, int default_threads):
     """A call of `LOSS_ARGUMENTS`, less perhaps the last: its value, value and gradient, or None (not recognised)."""
     cdef FxCall c
     cdef int operation = given[0], axis, threads = default_threads
-    cdef object logits = given[1], targets = given[2], reduction = given[14], output
+    cdef object logits = given[1], targets = given[2], reduction = given[14]
+    cdef object output = given[22] if len(given) > 22 else None
     cdef double total = 0, divisor = 0
     cdef bint mean
     if not (cnp.PyArray_CheckExact(logits) and cnp.PyArray_CheckExact(targets) and type(reduction) is str):
@@ -127,9 +148,11 @@ def plain(tuple given, int default_threads):
     if not set_ignored(&c, given[8], targets):
         return None
     c.smoothing = given[10]
-    output = None
     if operation == FX_OP_LOSS_GRAD:
-        output = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
+        if output is None:
+            output = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
+        elif not takes_gradient(output, logits, targets):
+            return None
         axis = given[3]
         describe(&c.operand[FX_OUT], output, axis + cnp.PyArray_NDIM(<cnp.ndarray>logits) if axis < 0 else axis)
     fx_plan_call(&c, 0)

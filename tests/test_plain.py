@@ -115,6 +115,52 @@ def test_the_rest_goes_the_long_way(function, plain):
     assert not any(plain)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES, ids=str)
+def test_gradient_into_a_given_array(dtype, shape, axis, plain):
+    x, t = logits_and_targets(dtype, shape=shape, axis=axis)
+    for reduction in ("mean", "sum"):
+        given = {"axis": axis, "reduction": reduction}
+        expected = with_plan(fastxent.cross_entropy_and_grad, x, t, **given)
+        for out in (np.full_like(x, 7), x.copy()):
+            logits = out if (out == x).all() else x
+            found = fastxent.cross_entropy_and_grad(logits, t, out_grad=out, **given)
+            assert found[1] is out
+            assert equal(found, expected), given
+    assert any(plain)
+
+
+def test_given_arrays_that_are_looked_at_twice(plain):
+    x, t = logits_and_targets(shape=(6, 8))
+    memory = np.zeros(200, np.float32)
+    memory[:48] = x.ravel()
+    for logits, out in (
+        (x, np.empty_like(x, order="F")),
+        (x, np.empty((6, 16), np.float32)[:, ::2]),
+        (np.asfortranarray(x), np.empty_like(x)),
+        (memory[:48].reshape(6, 8), memory[47:95].reshape(6, 8)),
+        (memory[:48].reshape(6, 8), memory[:48].reshape(6, 8)),
+        (x, np.empty((6, 8), np.float64)), (x, np.empty((8, 6), np.float32)), (x, np.empty((6, 8), ">f4")),
+        (x, t), (x, x.tolist()), (x, np.frombuffer(bytes(4 * 48), np.float32).reshape(6, 8)),
+    ):
+        found, start = [], memory.copy()
+        for ask in (lambda f, *a, **k: f(*a, **k), with_plan):
+            memory[:] = start
+            try:
+                loss, grad = ask(fastxent.cross_entropy_and_grad, logits, t, out_grad=out)
+                found.append((loss.tobytes(), grad is out, grad.tobytes()))
+            except (TypeError, ValueError) as error:
+                found.append((type(error), str(error)))
+        assert found[0] == found[1]
+    indices = memory.view(np.int64)
+    indices[50:56] = t
+    with pytest.raises(ValueError, match="out_grad overlaps targets"):
+        fastxent.cross_entropy_and_grad(x, indices[50:56], out_grad=memory[64:112].reshape(6, 8))
+    assert not any(plain)
+    fastxent.cross_entropy_and_grad(x, indices[50:56], out_grad=memory[:48].reshape(6, 8))
+    assert plain[-1]
+
+
 @pytest.mark.parametrize("function", LOSSES, ids=lambda f: f.__name__)
 def test_bad_index_and_nothing_valid(function):
     x, t = logits_and_targets(shape=(5000, 3))

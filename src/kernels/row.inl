@@ -398,7 +398,7 @@ static FX_NOINLINE int64_t row_argmax(const Row *row, const RowStats *stats) {
     return -1;
 }
 
-static FX_INLINE void row_forward(const Row *row, int kind, RowStats *out) {
+static FX_NOINLINE void row_forward(const Row *row, int kind, RowStats *out) {
     if (row->direct) {
         if (kind == NONE) row_forward_as(row, out, 1, NONE);
         else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM);
