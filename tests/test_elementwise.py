@@ -76,7 +76,7 @@ def magnitudes(name, x, y, own):
 
 def check(name, x, y, own, keywords, seed=0, label=""):
     """Loss and gradient, apart and together, into fresh arrays and given ones, beside the oracle's."""
-    label = f"{name} {label} {x.dtype} {x.shape} {y.dtype} {own} {list(keywords)}"
+    label = f"{name} {label} {x.dtype} {x.shape} {y.dtype} {list(own)} {list(keywords)}"
     loss, both = getattr(fastxent, name), getattr(fastxent, f"{name}_and_grad")
     computed, stored = cases.computed_in(x.dtype), cases.stored_as(x.dtype)
     upstream = element_cases.upstream(seed, x.shape, keywords)

@@ -681,7 +681,7 @@ MEMORY = """
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 @pytest.mark.parametrize("what", TWINS)
-@pytest.mark.parametrize("megabytes", [8, 32, 128])
+@pytest.mark.parametrize("megabytes", [8, 100])
 def test_the_workspace_is_honoured(what, megabytes, kind):
     if not isolated.sys.platform.startswith("linux"):
         pytest.skip("needs Linux")

@@ -274,8 +274,8 @@ def check_top(logits, k, label="", **options):
     np.testing.assert_array_equal(indices, order, label)
     assert values.dtype == cases.computed_in(logits.dtype)
     errors, axis = Errors(logits, **options), options.get("axis", -1)
-    allowed = [errors.of("log_prob", v) for v in np.moveaxis(expected, axis, 0)]
-    assert_within(values, expected, np.stack(allowed, axis) if allowed else 0, label)
+    allowed = errors.of("log_prob", np.moveaxis(expected, axis, 0))  # k first, before the positions
+    assert_within(values, expected, np.moveaxis(allowed, 0, axis), label)
 
 
 @on_every_engine
