@@ -88,6 +88,16 @@ def pytest_make_collect_report(collector):
     return report
 
 
+def pytest_collection_finish():
+    """Beside other workers of pytest-xdist one thread each for torch and BLAS, whose threads spin while they wait."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if importlib.util.find_spec("threadpoolctl"):
+        importlib.import_module("threadpoolctl").threadpool_limits(1, "blas")
+
+
 @pytest.fixture(autouse=True)
 def jax_of_32_bits():
     """The benchmarks let JAX have 64 bits, in all of the process: the next test gets JAX as users find it."""
