@@ -277,11 +277,13 @@ static FX_INLINE void panel_sum_kind(Panel *panel, Lanes a, int kind) {
 }
 
 /* One class for all positions of a panel, written over `to` (storage type for columns, else compute type). own: the class,
- * whose positions in a.mass take a.value here and now, if lines are streamed; else -1. kept: exponentials stand at p. */
+ * whose positions in a.mass take a.value here and now, if lines are streamed; else -1. kept: exponentials stand at p.
+ * ahead: a later line of columns, each of which may lie on a page of its own, where no processor asks for it by itself. */
 static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes a, ExpScale k, V scale, int kind,
                                        const R *coefficient, int per_lane, const R *slope, int logarithm, int columns,
-                                       int64_t own, int stream, int kept) {
+                                       int64_t own, int stream, int kept, const char *ahead) {
     for (int j = 0; j < width; j += LANES) {
+        if (columns && j * SIZE % 64 == 0) FX_PREFETCH(ahead + j * SIZE);
         V x = line_load_last(p, j, width, columns), d = v_sub(x, v_loadr(a.max + j)), y;
         if (logarithm) {
             y = v_fms(d, scale, v_loadr(a.factor + j));
@@ -368,7 +370,7 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
         for (int64_t c = 0; c < n; c++)
             panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
                              w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
-                             logarithm, columns, stream && at ? c : -1, stream, kept);
+                             logarithm, columns, stream && at ? c : -1, stream, kept, p + (c + 4) * d);
         if (at && !stream)
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
