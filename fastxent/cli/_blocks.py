@@ -127,18 +127,19 @@ class _Work(Generic[About, Result]):
         """All blocks by workers; never many more done than asked for.
 
         Only queues lie between them and this thread: Ctrl-C can come inside a lock's or condition's own code, which
-        leaves it held, and everybody waiting for it.
+        leaves it held, and everybody waiting for it. It can also come when something was taken from a queue and is not
+        yet known here, so the workers themselves say who has `ended`.
         """
         permits: queue.SimpleQueue[None] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[int, Result | _Failure] | None] = queue.SimpleQueue()
         buffers = [self._buffers() for _ in range(n_workers)]  # here, where a MemoryError is the caller's
-        running = 0
+        running, ended = 0, list[None]()
         try:
             for _ in range(2 * n_workers):
                 permits.put(None)
             for own in buffers:
                 try:
-                    _thread.start_new_thread(self._run, (permits, results, own))
+                    _thread.start_new_thread(self._run, (permits, results, ended, own))
                 except RuntimeError:  # the system has no thread left: those that run do the work
                     break
                 running += 1
@@ -148,10 +149,7 @@ class _Work(Generic[About, Result]):
             early: dict[int, Result | _Failure] = {}
             for index in range(len(self.starts)):
                 while index not in early:
-                    done = results.get()
-                    if done is None:  # a worker's end: the block is another's
-                        running -= 1
-                    else:
+                    if (done := results.get()) is not None:  # None: a worker's end; the block is another's
                         early[done[0]] = done[1]
                 found = early.pop(index)
                 if isinstance(found, _Failure):
@@ -162,12 +160,12 @@ class _Work(Generic[About, Result]):
             self.stopped = True
             for _ in buffers:
                 permits.put(None)
-            while running:
-                running -= results.get() is None
+            while len(ended) < running:
+                results.get()
 
     def _run(
         self, permits: queue.SimpleQueue[None], results: queue.SimpleQueue[tuple[int, Result | _Failure] | None],
-        buffers: list[Array],
+        ended: list[None], buffers: list[Array],
     ) -> None:
         taken = True
         try:
@@ -185,6 +183,7 @@ class _Work(Generic[About, Result]):
                     self.stopped = True
                     results.put((index, _Failure(error)))
         finally:
+            ended.append(None)
             results.put(None)
 
     def _take(self, buffers: list[Array]) -> tuple[int, int, About, list[Array | None]] | None:
