@@ -150,6 +150,7 @@ enum {
     FX_BLOCK = 1024,       /* classes that a row kernel takes at once, twice through L1 */
     FX_MAX_WIDTH = 512,    /* positions that a block may hold */
     FX_TILE_CLASSES = 256, /* up to here a whole transposed tile stays in L1 */
+    FX_KEPT = 130 << 9,    /* float64 numbers: exponentials of columns kept for their gradient, half a megabyte */
     FX_ELEMENTS = 1 << 14, /* elements that a block may hold: a number a position, taken by FX_MAX_WIDTH */
     FX_MAX_LANES = 16,
     FX_ROWS_FROM_F32 = 256,
@@ -177,6 +178,7 @@ typedef struct {
     double sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH], sample_r[FX_MAX_WIDTH], upstream_r[FX_MAX_WIDTH];
     double argmax[FX_MAX_WIDTH], rank[FX_MAX_WIDTH];
     double lower[FX_MAX_WIDTH], at[FX_MAX_WIDTH], met[FX_MAX_WIDTH], count[FX_MAX_WIDTH];
+    double kept[FX_KEPT];
     int64_t target[FX_MAX_WIDTH];
     int32_t valid[FX_MAX_WIDTH];
     double slack[FX_MAX_LANES]; /* what a vector may write past the last position */

@@ -202,6 +202,7 @@ static int join_call(void) {
     return 0;
 }
 
+/* A locked instruction on x86, which streaming stores do not pass: the caller sees them. */
 static void leave_call(void) {
     if (atomic_fetch_sub_explicit(&pool.state, 1, memory_order_release) == (WAITING | 1)) {
         wake(&pool.state, 1);

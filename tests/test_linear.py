@@ -667,7 +667,7 @@ MEMORY = """
 
     call = getattr(fastxent, what)
     call(*head(64, 16, 100))
-    arrays = head(1500, 64, 40000)
+    arrays = head(800, 32, 40000)  # logits of 128 or 256 MB
     outs = {}
     if "grad" in what:
         outs = {"out_hidden_grad": np.ones_like(arrays[0]), "out_weight_grad": np.ones_like(arrays[1])}

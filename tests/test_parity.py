@@ -192,6 +192,36 @@ def test_losses_of_special_rows(dtype, engine):
             check(item)
 
 
+@functools.lru_cache(maxsize=1)
+def courses(dtype):
+    """Rows whose maximum comes late, early or again and again, as far apart as exponentials reach, side by side."""
+    items = []
+    for n in (100, 300, 1000):
+        random, step = cases.rng(21, n), np.arange(n) * (160 / n)
+        rows = [step, -step, 30 * (step // 20), step - 4000, np.where(step < 80, -np.inf, -1000 - step)]
+        rows += [np.where(step < 150, row, -np.inf) for row in rows] + [np.roll(row, n // 3) for row in rows]
+        rows += [np.where(np.arange(n) == n - 2, np.nan, step)]
+        values = cases.scores(random, (9 * len(rows), n), "f8", 0.5)
+        values[::9] = rows
+        values[4::9] += rows
+        logits = np.ascontiguousarray(values.T.astype(cases.FLOATS[dtype]))
+        mask = random.uniform(size=len(values)) < 0.9
+        for j, option in enumerate([{}, {"label_smoothing": 0.25}, {"logit_scale": 0.5}, {"mask": mask},
+                                    {"class_weight": np.arange(n) % 3.0, "label_smoothing": 0.1}]):  # fmt: skip
+            target = random.integers(0, n, len(values)) if j % 2 else np.argmax(np.nan_to_num(logits), axis=0)
+            label = f"courses {dtype} {n} {list(option)}"
+            items.append(Expected(cases.Case("logits", logits, target, 0, {"reduction": "none"} | option, label)))
+    return items
+
+
+@on_every_engine
+@for_every_float
+def test_losses_of_any_course(dtype, engine):
+    with cases.running_on(*engine):
+        for item in courses(dtype):
+            check(item)
+
+
 @on_every_engine
 @for_every_float
 def test_from_probabilities_at_their_ends(dtype, engine):

@@ -166,30 +166,41 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
     if (panel->columns)
         for (int j = 0; j < width; j++)
             if (target[j] < 0) a.factor[j] = a.spread[j] = 0;
-    panel_write(panel, a, softmax ? NULL : at, softmax ? NONE : kind, call->operation == FX_OP_LOG_SOFTMAX);
+    if (panel->columns && panel->kept) column_write(panel, a, softmax ? NULL : at, softmax ? NONE : kind);
+    else panel_write(panel, a, softmax ? NULL : at, softmax ? NONE : kind, call->operation == FX_OP_LOG_SOFTMAX);
+}
+
+static void columns_clear(const FxCall *call, const Panel *panel, Lanes a, int wants_output) {
+    const size_t n = sizeof(R) * (size_t)panel->width;
+    memset(a.max, 0, n);
+    memset(a.rest, 0, n);
+    memset(a.gap, 0, n);
+    memset(a.dot, 0, n);
+    memset(a.mass, 0, n);
+    if (!wants_output) return;
+    for (int64_t c = 0; c < call->classes; c++)
+        memset(panel->out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)panel->width * SIZE);
 }
 
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    Panel panel = {.call = call,
-                   .scratch = s,
-                   .k = panel_scale(call),
-                   .lines = run->base[FX_X],
-                   .out_lines = run->base[FX_OUT],
-                   .packed_from = -1,
-                   .width = run->n,
-                   .columns = 1};
-    if (run->valid) {
-        panel_run(call, run, &panel, a, 0, coefficient_kind(call), wants_output);
-        return;
+    const int kept = wants_output && !call->saved && call->operation != FX_OP_LOG_SOFTMAX ? column_kept_width(call) : 0;
+    const int parts = kept ? (run->n + kept - 1) / kept : 1;
+    const int width = ((run->n + parts - 1) / parts + 15) / 16 * 16;
+    for (int first = 0; first < run->n; first += width) {
+        Panel panel = {.call = call,
+                       .scratch = s,
+                       .k = panel_scale(call),
+                       .lines = run->base[FX_X] + (int64_t)first * SIZE,
+                       .out_lines = wants_output ? run->base[FX_OUT] + (int64_t)first * SIZE : NULL,
+                       .packed_from = -1,
+                       .width = run->n - first < width ? run->n - first : width,
+                       .columns = 1,
+                       .keep = kept > 0};
+        int valid = 0;
+        for (int j = first; j < first + panel.width; j++) valid |= s->target[j] >= 0;
+        if (valid) panel_run(call, run, &panel, lanes_from(a, first), first, coefficient_kind(call), wants_output);
+        else columns_clear(call, &panel, lanes_from(a, first), wants_output);
     }
-    memset(a.max, 0, sizeof(R) * (size_t)run->n);
-    memset(a.rest, 0, sizeof(R) * (size_t)run->n);
-    memset(a.gap, 0, sizeof(R) * (size_t)run->n);
-    memset(a.dot, 0, sizeof(R) * (size_t)run->n);
-    memset(a.mass, 0, sizeof(R) * (size_t)run->n);
-    if (!wants_output) return;
-    for (int64_t c = 0; c < call->classes; c++)
-        memset(panel.out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)run->n * SIZE);
 }
 
 static void tiles_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {

@@ -6,6 +6,23 @@
 
 enum { COLUMN_CLASSES = 128, COLUMN_MANY = 256 };
 
+/* Numbers from one line of scratch->kept to the next. */
+static FX_INLINE int column_line(int width) { return (width + LANES - 1) / LANES * LANES; }
+
+static FX_INLINE int64_t column_chunks(int64_t classes) { return (classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES; }
+static FX_INLINE int64_t column_step(int64_t classes) {
+    const int64_t chunks = column_chunks(classes);
+    return (classes / (chunks ? chunks : 1) + LINES) / LINES * LINES;
+}
+
+/* How wide a panel may be whose exponentials fit scratch->kept, with a line of references for each chunk behind them; 0 if
+ * lines would be so short that to make the exponentials again costs no more. */
+static int column_kept_width(const FxCall *call) {
+    const int64_t lines = call->classes ? call->classes + column_chunks(call->classes) : 1;
+    const int64_t width = FX_KEPT * 8 / (int)sizeof(R) / lines / 16 * 16;
+    return width * (int)sizeof(R) >= 512 ? (int)(width < FX_MAX_WIDTH ? width : FX_MAX_WIDTH) : 0;
+}
+
 /* The running sums of LANES positions, in arrays that are used later; the reference stands in a.mass (there are no class
  * probabilities), a.loss and a.rest hold what is not yet added to the total and the dot product. */
 static FX_INLINE Sums sums_load(Lanes a, int j, int kind) {
@@ -41,9 +58,10 @@ static FX_INLINE void column_max(const char *p, int64_t d, int n, int width, Lan
 }
 
 /* LANES positions through up to four classes; `fold`: what waits in a.loss and a.rest is added to the sums. `many`: so many
- * classes that four seldom hold a maximum. */
+ * classes that four seldom hold a maximum. keep: where exponentials are kept, line by line, or NULL. */
 static FX_INLINE void column_sum_at(const char *p, int64_t d, const int lines, int j, int width, Lanes a, ExpScale k,
-                                    int kind, const R *coefficient, int fresh, int fold, int many, const char *ahead) {
+                                    int kind, const R *coefficient, int fresh, int fold, int many, R *keep,
+                                    const char *ahead) {
     const V max = v_loadr(a.max + j), reference = v_loadr(a.mass + j), zero = v_set1(0);
     V x[4], y[4], e[4] = {zero, zero, zero, zero}, moment = zero;
     FX_UNROLL
@@ -56,6 +74,11 @@ static FX_INLINE void column_sum_at(const char *p, int64_t d, const int lines, i
     for (int u = 0; u < lines; u++) {
         y[u] = v_sub(x[u], reference);
         e[u] = v_exp(y[u], k);
+    }
+    if (keep) {
+        const int line = column_line(width);
+        FX_UNROLL
+        for (int u = 0; u < lines; u++) v_storer(keep + u * line + j, e[u]);
     }
     if (met) {
         V equal = v_loadr(a.value + j);
@@ -99,18 +122,19 @@ static FX_INLINE void column_sum_at(const char *p, int64_t d, const int lines, i
 
 /* Adds n classes of the lines at p to the sums. `ahead`: what is read after them. */
 static FX_INLINE void column_sum(const char *p, int64_t d, int n, int width, Lanes a, ExpScale k, int kind,
-                                 const R *coefficient, int many, const char *ahead) {
+                                 const R *coefficient, int many, R *keep, const char *ahead) {
+    const int line = column_line(width);
     int c = 0;
     for (; c + 4 <= n; c += 4) {
         const int fresh = c % LINES == 0, fold = (c + 4) % LINES == 0 || c + 4 == n;
         for (int j = 0; j < width; j += LANES)
             column_sum_at(p + c * d, d, 4, j, width, a, k, kind, coefficient ? coefficient + c : NULL, fresh, fold,
-                          many, ahead + c * d);
+                          many, keep ? keep + c * line : NULL, ahead + c * d);
     }
     for (; c < n; c++)
         for (int j = 0; j < width; j += LANES)
             column_sum_at(p + c * d, d, 1, j, width, a, k, kind, coefficient ? coefficient + c : NULL, c % LINES == 0,
-                          c + 1 == n, many, ahead + c * d);
+                          c + 1 == n, many, keep ? keep + c * line : NULL, ahead + c * d);
 }
 
 /* a·shrink, with what was lost. */
@@ -172,8 +196,9 @@ static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind) {
     const ExpScale k = panel->k;
     const V zero = v_set1(0), low = v_set1(-(R)INFINITY), slack = v_set1((R)(1 / call->logit_scale));
     const Sums nothing = {zero, zero, v_set1(-1), zero, zero, zero, zero};
-    const int64_t chunks = (call->classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES;
-    const int64_t step = (call->classes / (chunks ? chunks : 1) + LINES) / LINES * LINES;
+    const int64_t step = column_step(call->classes);
+    const int line = column_line(width), keep = kind != ENTROPY && panel->keep;
+    R *kept = keep ? (R *)s->kept : NULL, *references = (R *)s->kept + call->classes * line;
     double before = 0, lost = 0;
     for (int j = 0; j < width; j += LANES) {
         sums_store(a, j, kind, &nothing);
@@ -190,7 +215,11 @@ static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind) {
         if (kind == ENTROPY) order_classes(panel, p, d, c0, n, a, s->argmax, s->rank, s->target, 1);
         else column_max(p, d, n, width, a);
         for (int j = 0; j < width; j += LANES) column_raise(a, j, k, slack, kind, before + lost);
-        column_sum(p, d, n, width, a, k, kind, w, call->classes >= COLUMN_MANY, ahead);
+        column_sum(p, d, n, width, a, k, kind, w, call->classes >= COLUMN_MANY, kept, ahead);
+        if (keep) {
+            memcpy(references, a.mass, sizeof(R) * (size_t)line);
+            kept += step * line, references += line;
+        }
         if (kind != ARRAY) before += n;
         for (int c = 0; kind == ARRAY && c < n; c++) { /* equal weights would err the same way each time */
             const double sum = before + (double)w[c], part = sum - before;
@@ -199,10 +228,56 @@ static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind) {
         }
     }
     for (int j = 0; j < width; j += LANES) column_finish(a, j, k, kind, before + lost);
+    panel->kept = keep;
 }
 
 static FX_INLINE void column_forward(Panel *panel, Lanes a, int kind) {
     if (kind == NONE) column_forward_as(panel, a, NONE);
     else if (kind == UNIFORM) column_forward_as(panel, a, UNIFORM);
     else column_forward_as(panel, a, ARRAY);
+}
+
+/* The gradient or softmax of a panel whose exponentials were kept, each chunk's relative to a reference of its own.
+ * at[j]: the class that takes value[j]; NULL: none does. */
+static FX_INLINE void column_write_as(const Panel *panel, Lanes a, const int64_t at[], int kind, int stream) {
+    const FxCall *call = panel->call;
+    const int width = panel->width, line = column_line(width);
+    const int64_t step = column_step(call->classes), d = call->operand[FX_OUT].class_stride;
+    const V zero = v_set1(0);
+    const R *e = (const R *)panel->scratch->kept, *references = e + call->classes * line;
+    for (int j = 0; j < line; j++) a.mass[j] = at && j < width ? (R)at[j] : -1;
+    for (int64_t c0 = 0; c0 < call->classes; c0 += step, references += line) {
+        const int64_t end = call->classes - c0 < step ? call->classes : c0 + step;
+        for (int j = 0; j < width; j += LANES) {
+            V up = v_sub(v_loadr(references + j), v_loadr(a.max + j)); /* above 0: no maximum was known, all is 0 */
+            v_storer(a.loss + j, v_mul(v_loadr(a.factor + j), v_exp(v_keep(v_lt(up, zero), up), panel->k)));
+        }
+        for (int64_t c = c0; c < end; c++, e += line) {
+            char *to = panel->out_lines + c * d;
+            const V own = v_set1((R)c), w = v_set1(kind == ARRAY ? ((const R *)call->class_weight_r)[c] : 0);
+            for (int j = 0; j < width;) {
+                if (!stream && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(to + 4 * d + j * SIZE);
+                const RunPart part = run_part(to, j, width, stream);
+                V factor = v_loadr(a.loss + j), y;
+                /* An invalid position (factor 0) is 0 whatever its logits hold; a valid one may be NaN. */
+                y = v_drop(v_eq(factor, zero), v_mul(factor, v_loadr(e + j)));
+                if (kind == UNIFORM) y = v_sub(y, v_loadr(a.spread + j));
+                if (kind == ARRAY) y = v_fnma(v_loadr(a.spread + j), w, y);
+                y = v_select(v_eq(v_loadr(a.mass + j), own), v_loadr(a.value + j), y);
+                run_put(to, part, y, stream);
+                j += part.lanes;
+            }
+        }
+    }
+}
+
+static FX_INLINE void column_write_kind(const Panel *panel, Lanes a, const int64_t at[], int kind, int stream) {
+    if (kind == NONE) column_write_as(panel, a, at, NONE, stream);
+    else if (kind == UNIFORM) column_write_as(panel, a, at, UNIFORM, stream);
+    else column_write_as(panel, a, at, ARRAY, stream);
+}
+
+static FX_NOINLINE void column_write(const Panel *panel, Lanes a, const int64_t at[], int kind) {
+    if (column_streams(panel)) column_write_kind(panel, a, at, kind, 1);
+    else column_write_kind(panel, a, at, kind, 0);
 }

@@ -2,11 +2,12 @@
  * that leave the file are the two entry points, fx_block_bf16_avx512 and its like. */
 #define KERNEL(name) FX_CAT(FX_CAT(FX_CAT(fx_, name), FX_CAT(_, FX_STORAGE)), FX_CAT(_, FX_ISA))
 
-#define v_load       FX_CAT(v_load_, FX_STORAGE)
-#define v_load_tail  FX_CAT(v_load_tail_, FX_STORAGE)
-#define v_store      FX_CAT(v_store_, FX_STORAGE)
-#define v_store_tail FX_CAT(v_store_tail_, FX_STORAGE)
-#define v_stream     FX_CAT(v_stream_, FX_STORAGE)
+#define v_load        FX_CAT(v_load_, FX_STORAGE)
+#define v_load_tail   FX_CAT(v_load_tail_, FX_STORAGE)
+#define v_store       FX_CAT(v_store_, FX_STORAGE)
+#define v_store_tail  FX_CAT(v_store_tail_, FX_STORAGE)
+#define v_stream      FX_CAT(v_stream_, FX_STORAGE)
+#define v_stream_tail FX_CAT(v_stream_tail_, FX_STORAGE)
 #if FX_CAT(V_PAIRS_, FX_STORAGE)
 #define V_PAIRS       1
 #define v_load_pair   FX_CAT(v_load_pair_, FX_STORAGE)

@@ -50,7 +50,7 @@ typedef struct {
     ExpScale k;          /* panel_scale */
     int width, columns;
     int keep; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
-    int kept; /* and have */
+    int kept; /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */
 } Panel;
 
 static FX_INLINE ExpScale panel_scale(const FxCall *call) { return exp_scale(call->transform ? 1 : call->logit_scale); }
@@ -282,8 +282,9 @@ static FX_INLINE void panel_sum_kind(Panel *panel, Lanes a, int kind) {
 static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes a, ExpScale k, V scale, int kind,
                                        const R *coefficient, int per_lane, const R *slope, int logarithm, int columns,
                                        int64_t own, int stream, int kept, const char *ahead) {
-    for (int j = 0; j < width; j += LANES) {
-        if (columns && j * SIZE % 64 == 0) FX_PREFETCH(ahead + j * SIZE);
+    for (int j = 0; j < width;) {
+        const RunPart part = run_part(to, j, width, stream);
+        if (columns && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(ahead + j * SIZE);
         V x = line_load_last(p, j, width, columns), d = v_sub(x, v_loadr(a.max + j)), y;
         if (logarithm) {
             y = v_fms(d, scale, v_loadr(a.factor + j));
@@ -300,18 +301,18 @@ static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes
         }
         if (columns && own >= 0) y = v_select(v_eq(v_loadr(a.mass + j), v_set1((R)own)), v_loadr(a.value + j), y);
         if (!columns) v_storer((R *)to + j, y);
-        else if (stream) v_stream(to + (int64_t)j * SIZE, y);
-        else if (j + LANES <= width) v_store(to + (int64_t)j * SIZE, y);
-        else v_store_tail(to + (int64_t)j * SIZE, y, width - j);
+        else run_put(to, part, y, stream);
+        j += columns ? part.lanes : LANES;
     }
 }
 
-/* Whether a panel's lines can go past the caches: whole vectors, and classes that R can count. */
+/* Whether a panel's lines can go past the caches: classes that R can count, and whole vectors or, where exponentials are
+ * kept, no more than vectors that begin elsewhere (where they are made again that costs more than it gains). */
 static int column_streams(const Panel *panel) {
     const FxCall *call = panel->call;
-    const int64_t unit = LANES * SIZE;
-    return call->stream && panel->width % LANES == 0 && call->classes < 1 << 24 &&
-           (int64_t)((uintptr_t)panel->out_lines % (uintptr_t)unit) == 0 &&
+    const int64_t unit = panel->kept ? SIZE : LANES * SIZE;
+    return call->stream && (panel->kept ? panel->width * SIZE >= 256 : panel->width % LANES == 0) &&
+           call->classes < 1 << 24 && (int64_t)((uintptr_t)panel->out_lines % (uintptr_t)unit) == 0 &&
            call->operand[FX_OUT].class_stride % unit == 0;
 }
 

@@ -25,9 +25,9 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
     const V max = v_set1(w->max), factor = v_set1((R)w->factor), none = v_set1(0);
     const V spread = v_set1((R)(logarithm ? w->shift : w->spread)), value = v_set1((R)w->value);
     const int size = direct || STORAGE_IS_REAL ? SIZE : (int)sizeof(R);
-    const int paired = V_PAIRS && direct && kind != ARRAY && !kept, unit = (paired ? 2 : 1) * LANES;
-    int64_t i = 0, head = 0;
-    if (stream) head = (int64_t)((uintptr_t)-(uintptr_t)to % (uintptr_t)(unit * SIZE) / SIZE);
+    const int paired = V_PAIRS && direct && kind != ARRAY && !kept;
+    int64_t i = 0;
+    const int64_t head = stream ? stream_head(to) : 0;
     while (i < n) {
         V y[4], c = none;
         if (i >= head && i + GROUP <= n) {
@@ -74,6 +74,8 @@ static FX_INLINE void row_write_run(const RowWrite *w, ExpScale k, const char *p
         else one = row_slope(kept ? one : v_exp(one, k), factor, spread, c, kind);
         if ((uint64_t)(at - i) < (uint64_t)m) one = v_select(v_eq(v_iota(), v_set1((R)(at - i))), value, one);
         if (!direct && !STORAGE_IS_REAL) v_storer(to + i * size, one);
+        else if (stream && (i < head || m < LANES)) v_stream_tail(to + i * size, one, m);
+        else if (stream) v_stream(to + i * size, one);
         else if (m == LANES) v_store(to + i * size, one);
         else v_store_tail(to + i * size, one, m);
         i += m;

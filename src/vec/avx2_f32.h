@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "x86_stream.h"
+
 typedef float R;
 typedef __m256 V;
 typedef __m256 M; /* all ones or all zeros in each lane */
@@ -158,6 +160,10 @@ static inline V v_load_tail_f32(const char *p, int n, V fill) {
 static inline void v_store_f32(char *p, V a) { _mm256_storeu_ps((float *)p, a); }
 static inline void v_store_tail_f32(char *p, V a, int n) { _mm256_maskstore_ps((float *)p, v_tail_mask(n), a); }
 static inline void v_stream_f32(char *p, V a) { _mm256_stream_ps((float *)p, a); }
+static inline void v_stream_tail_f32(char *p, V a, int n) {
+    V b = a;
+    v_stream_bytes(p, &b, n * 4);
+}
 
 /* Tails of the half types pass through a small buffer: AVX2 masks no 16-bit lanes. */
 static inline __m128i v_tail_halves(const char *p, int n) {
@@ -231,6 +237,10 @@ static inline V v_load_tail_bf16(const char *p, int n, V fill) {
 static inline void v_store_bf16(char *p, V a) { _mm_storeu_si128((__m128i *)p, v_narrow_bf16(a)); }
 static inline void v_store_tail_bf16(char *p, V a, int n) { v_put_halves(p, v_narrow_bf16(a), n); }
 static inline void v_stream_bf16(char *p, V a) { _mm_stream_si128((__m128i *)p, v_narrow_bf16(a)); }
+static inline void v_stream_tail_bf16(char *p, V a, int n) {
+    __m128i b = v_narrow_bf16(a);
+    v_stream_bytes(p, &b, n * 2);
+}
 
 static inline __m128i v_narrow_f16(V a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline void v_store_quads_f16(char *const row[], int64_t offset, const V r[4]) {
@@ -245,3 +255,7 @@ static inline V v_load_tail_f16(const char *p, int n, V fill) {
 static inline void v_store_f16(char *p, V a) { _mm_storeu_si128((__m128i *)p, v_narrow_f16(a)); }
 static inline void v_store_tail_f16(char *p, V a, int n) { v_put_halves(p, v_narrow_f16(a), n); }
 static inline void v_stream_f16(char *p, V a) { _mm_stream_si128((__m128i *)p, v_narrow_f16(a)); }
+static inline void v_stream_tail_f16(char *p, V a, int n) {
+    __m128i b = v_narrow_f16(a);
+    v_stream_bytes(p, &b, n * 2);
+}

@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "x86_stream.h"
+
 typedef double R;
 typedef __m256d V;
 typedef __m256d M;
@@ -122,3 +124,7 @@ static inline V v_load_tail_f64(const char *p, int n, V fill) {
 static inline void v_store_f64(char *p, V a) { _mm256_storeu_pd((double *)p, a); }
 static inline void v_store_tail_f64(char *p, V a, int n) { _mm256_maskstore_pd((double *)p, v_tail_mask(n), a); }
 static inline void v_stream_f64(char *p, V a) { _mm256_stream_pd((double *)p, a); }
+static inline void v_stream_tail_f64(char *p, V a, int n) {
+    V b = a;
+    v_stream_bytes(p, &b, n * 8);
+}

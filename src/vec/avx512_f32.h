@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "x86_stream.h"
+
 typedef float R;
 typedef __m512 V;
 typedef __mmask16 M;
@@ -162,6 +164,10 @@ static inline V v_load_tail_f32(const char *p, int n, V fill) { return _mm512_ma
 static inline void v_store_f32(char *p, V a) { _mm512_storeu_ps(p, a); }
 static inline void v_store_tail_f32(char *p, V a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
 static inline void v_stream_f32(char *p, V a) { _mm512_stream_ps((float *)p, a); }
+static inline void v_stream_tail_f32(char *p, V a, int n) {
+    V b = a;
+    v_stream_bytes(p, &b, n * 4);
+}
 
 /* 16-bit floats as integers in the same order: the magnitude's bits of negative ones turned over. */
 typedef __m512i W;
@@ -201,6 +207,10 @@ static inline V v_load_tail_bf16(const char *p, int n, V fill) {
 static inline void v_store_bf16(char *p, V a) { _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(a)); }
 static inline void v_store_tail_bf16(char *p, V a, int n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_bf16(a)); }
 static inline void v_stream_bf16(char *p, V a) { _mm256_stream_si256((__m256i *)p, v_narrow_bf16(a)); }
+static inline void v_stream_tail_bf16(char *p, V a, int n) {
+    __m256i b = v_narrow_bf16(a);
+    v_stream_bytes(p, &b, n * 2);
+}
 
 static inline __m256i v_narrow_f16(V a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline V v_load_f16(const char *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
@@ -211,3 +221,7 @@ static inline V v_load_tail_f16(const char *p, int n, V fill) {
 static inline void v_store_f16(char *p, V a) { _mm256_storeu_si256((__m256i *)p, v_narrow_f16(a)); }
 static inline void v_store_tail_f16(char *p, V a, int n) { _mm256_mask_storeu_epi16(p, v_first(n), v_narrow_f16(a)); }
 static inline void v_stream_f16(char *p, V a) { _mm256_stream_si256((__m256i *)p, v_narrow_f16(a)); }
+static inline void v_stream_tail_f16(char *p, V a, int n) {
+    __m256i b = v_narrow_f16(a);
+    v_stream_bytes(p, &b, n * 2);
+}

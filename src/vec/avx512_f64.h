@@ -2,6 +2,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "x86_stream.h"
+
 typedef double R;
 typedef __m512d V;
 typedef __mmask8 M;
@@ -99,3 +101,7 @@ static inline V v_load_tail_f64(const char *p, int n, V fill) { return _mm512_ma
 static inline void v_store_f64(char *p, V a) { _mm512_storeu_pd(p, a); }
 static inline void v_store_tail_f64(char *p, V a, int n) { _mm512_mask_storeu_pd(p, v_first(n), a); }
 static inline void v_stream_f64(char *p, V a) { _mm512_stream_pd((double *)p, a); }
+static inline void v_stream_tail_f64(char *p, V a, int n) {
+    V b = a;
+    v_stream_bytes(p, &b, n * 8);
+}

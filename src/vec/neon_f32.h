@@ -101,7 +101,8 @@ static inline void v_store_tail_f32(char *p, V a, int n) {
     v_storer(b, a);
     v_copy_bytes(p, b, 4 * n);
 }
-#define v_stream_f32 v_store_f32
+#define v_stream_f32      v_store_f32
+#define v_stream_tail_f32 v_store_tail_f32
 
 static inline uint16x4_t v_get_halves(const void *p) { return vreinterpret_u16_u8(vld1_u8((const uint8_t *)p)); }
 static inline void v_put_halves(void *p, uint16x4_t h) { vst1_u8((uint8_t *)p, vreinterpret_u8_u16(h)); }
@@ -123,7 +124,8 @@ static inline void v_store_tail_bf16(char *p, V a, int n) {
     v_store_bf16(b, a);
     v_copy_bytes(p, b, 2 * n);
 }
-#define v_stream_bf16 v_store_bf16
+#define v_stream_bf16      v_store_bf16
+#define v_stream_tail_bf16 v_store_tail_bf16
 
 static inline V v_load_f16(const char *p) { return vcvt_f32_f16(vreinterpret_f16_u16(v_get_halves(p))); }
 static inline V v_load_tail_f16(const char *p, int n, V fill) {
@@ -137,4 +139,5 @@ static inline void v_store_tail_f16(char *p, V a, int n) {
     v_store_f16(b, a);
     v_copy_bytes(p, b, 2 * n);
 }
-#define v_stream_f16 v_store_f16
+#define v_stream_f16      v_store_f16
+#define v_stream_tail_f16 v_store_tail_f16

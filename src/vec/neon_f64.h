@@ -89,4 +89,5 @@ static inline void v_store_tail_f64(char *p, V a, int n) {
     if (n == 2) v_storer(p, a);
     else if (n) memcpy(p, &v, sizeof v);
 }
-#define v_stream_f64 v_store_f64
+#define v_stream_f64      v_store_f64
+#define v_stream_tail_f64 v_store_tail_f64

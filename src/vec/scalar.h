@@ -104,9 +104,13 @@ static inline void v_transpose(V *r) { (void)r; }
 #define v_store_tail_bf16(p, a, n)   ((void)(n), v_store_bf16(p, a))
 #define v_store_tail_f16(p, a, n)    ((void)(n), v_store_f16(p, a))
 #define v_stream_f32                 v_store_f32
+#define v_stream_tail_f32            v_store_tail_f32
 #define v_stream_f64                 v_store_f64
+#define v_stream_tail_f64            v_store_tail_f64
 #define v_stream_bf16                v_store_bf16
+#define v_stream_tail_bf16           v_store_tail_bf16
 #define v_stream_f16                 v_store_f16
+#define v_stream_tail_f16            v_store_tail_f16
 
 #if FX_REAL_BITS == 32
 static inline V v_load_f32(const char *p) { return v_loadr(p); }

@@ -1,0 +1,11 @@
+/* Streaming stores of less than a vector: for AVX2 and AVX-512 alike. */
+/* `bytes` of it past the caches, at any address; an odd half stays behind and is stored. */
+static inline void v_stream_bytes(char *to, const void *from, int bytes) {
+    const char *p = (const char *)from;
+    for (; bytes >= 4; bytes -= 4, p += 4, to += 4) {
+        int word;
+        memcpy(&word, p, 4);
+        _mm_stream_si32((int *)(void *)to, word);
+    }
+    memcpy(to, p, (size_t)bytes);
+}
