@@ -198,7 +198,9 @@ def courses(dtype):
     items = []
     for n in (100, 300, 1000):
         random, step = cases.rng(21, n), np.arange(n) * (160 / n)
-        rows = [step, -step, 30 * (step // 20), step - 4000, np.where(step < 80, -np.inf, -1000 - step)]
+        rows = [step, -step, 30 * (step // 20), step - 4000]
+        # Behind a chunk without a maximum, whose exponential relative to none would be 2^128, 2^1024, or more.
+        rows += [np.where(step < 80, -np.inf, at - step) for at in (-9, -630, -1000)]
         rows += [np.where(step < 150, row, -np.inf) for row in rows] + [np.roll(row, n // 3) for row in rows]
         rows += [np.where(np.arange(n) == n - 2, np.nan, step)]
         values = cases.scores(random, (9 * len(rows), n), "f8", 0.5)
