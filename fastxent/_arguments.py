@@ -265,7 +265,7 @@ def logsumexp_plan(x: Any, axis: Any, keepdims: Any, out: Any, num_threads: Any)
     else:
         shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :]) if keepdims else positions
         check_outputs((("out", out, shape, computed),), (("x", x),), "")
-        losses = np.squeeze(out, axis) if keepdims else out
+        losses = np.squeeze(np.asarray(out), axis) if keepdims else out
     return _scores_plan(OP_LOGSUMEXP, x, axis, None, losses, None, num_threads)
 
 

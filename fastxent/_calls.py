@@ -68,7 +68,7 @@ def _clear_uncounted(plan: Plan, shares: Array) -> None:
     """Zeros for sequences without a share in the value: a backend multiplies by the share, and 0 times NaN is NaN."""
     uncounted = shares == 0.0
     if uncounted.any():
-        by_position = np.moveaxis(plan.output, plan.axis, -1)
+        by_position = np.moveaxis(np.asarray(plan.output), plan.axis, -1)
         by_position[uncounted.reshape(by_position.shape[:-2] or by_position.shape[:-1])] = 0
 
 

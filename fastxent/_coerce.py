@@ -75,6 +75,8 @@ def _from_dlpack(value: Any, name: str) -> NDArray[Any]:
         raise TypeError(f"{name} requires a gradient; use fastxent.torch, which has autograd, or {name}.detach()")
     if str(getattr(value, "dtype", "")) == "torch.bfloat16":
         raise TypeError(f"{name} is a bfloat16 tensor, which NumPy cannot read; use fastxent.torch, or {name}.float()")
+    if getattr(value, "is_neg", bool)():  # a view that torch negates when it is read, and nobody else
+        value = value.resolve_neg()
     try:
         device = int(value.__dlpack_device__()[0])
     except Exception as error:

@@ -45,9 +45,9 @@ def loss_and_gradient(plan: ElementPlan) -> tuple[Any, Array]:
     total, divisor = _run(plan, call, scale, shares)
     if shares is not None and not shares.all():
         # A sequence without a share in the value: a backend multiplies by the share, and 0 times NaN is NaN.
-        output = plan.output if plan.axis < 0 else np.moveaxis(plan.output, plan.axis, 0)[0]
+        output = plan.output if plan.axis < 0 else np.moveaxis(np.asarray(plan.output), plan.axis, 0)[0]
         uncounted = (shares == 0.0).reshape(output.shape[:-1] if output.ndim > 1 else output.shape)
-        (plan.output if plan.axis < 0 else np.moveaxis(plan.output, plan.axis, -1))[uncounted] = 0
+        (plan.output if plan.axis < 0 else np.moveaxis(np.asarray(plan.output), plan.axis, -1))[uncounted] = 0
     return _value(plan, call, total, divisor), plan.output
 
 

@@ -108,8 +108,12 @@ def missing_target_error(position: tuple[int, ...]) -> IndexError:
     return IndexError(f"the target at position {position} is in none of the class ranges that were merged")
 
 
-def evaluator_options(top_k: Any, token_bytes: Any, calibration_bins: Any) -> tuple[tuple[int, ...], Any, int]:
-    """The options of an `Evaluator` that no other function has."""
+def evaluator_options(
+    top_k: Any, token_bytes: Any, calibration_bins: Any, axis: Any, others: tuple[Any, ...]
+) -> tuple[tuple[int, ...], Any, int]:
+    """The options of an `Evaluator` that no other function has; the others are judged as `token_statistics` would."""
+    whole_number(axis, "axis")
+    statistics_plan(np.zeros((1, 1, 1)), np.zeros((1, 1), INT64), -1, None, None, *others)
     try:
         numbers = tuple(top_k)
     except TypeError:

@@ -110,8 +110,9 @@ def in_range(array: Array, name: str, largest: int | None) -> Array:
     """A copy of an integer array as int64, all from 0 to `largest`: a copy, so that it stays as it was judged."""
     if array.size:
         low, high = int(array.min()), int(array.max())
-        if low < 0 or (largest is not None and high > largest):
-            limits = "at least 0" if largest is None else f"from 0 to {largest}"
+        most = np.iinfo(INT64).max if largest is None else largest
+        if low < 0 or high > most:
+            limits = "at least 0" if largest is None and low < 0 else f"from 0 to {most}"
             raise ValueError(f"{name} must be {limits}, got {low if low < 0 else high}")
     return array.astype(INT64, order="C")
 

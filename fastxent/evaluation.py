@@ -9,6 +9,7 @@ order changes their last digits at most.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from .statistics import TokenStatistics, run_statistics
 
 Array = NDArray[Any]
 _VERSION = 1
+_LARGEST = math.log(sys.float_info.max)  # whose exponential is finite
 
 
 @dataclass
@@ -169,7 +171,9 @@ class Evaluator:
         softcap: float | None = None,
         num_threads: int | None = None,
     ) -> None:
-        self._top_k, self._token_bytes, self._bins = evaluator_options(top_k, token_bytes, calibration_bins)
+        others = (ignore_index, shift, logit_scale, softcap, num_threads)
+        options = evaluator_options(top_k, token_bytes, calibration_bins, axis, others)
+        self._top_k, self._token_bytes, self._bins = options
         self._ignore_index, self._shift, self._axis = ignore_index, shift, axis
         self._logit_scale, self._softcap, self._num_threads = logit_scale, softcap, num_threads
         self._edges = np.linspace(0, 1, self._bins + 1)[1:-1]
@@ -293,7 +297,7 @@ class Evaluator:
         return Evaluation(
             nll=nll,
             nll_stderr=math.sqrt(_ratio(spread, t.tokens)),
-            perplexity=math.exp(nll) if not nll > 709.0 else math.inf,
+            perplexity=math.exp(nll) if not nll > _LARGEST else math.inf,
             bits_per_token=bits,
             bits_per_byte=None if self._token_bytes is None else _ratio(t.nll / math.log(2), t.bytes),
             accuracy=_ratio(t.correct, t.tokens),

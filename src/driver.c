@@ -36,10 +36,10 @@ static void merge_axes(FxCall *call, int keep_time) {
 /* From here on a row's own lanes pay (measured); shorter ones share a vector with their neighbours. */
 static int64_t rows_from(int storage) { return storage == FX_F64 ? FX_ROWS_FROM_F64 : FX_ROWS_FROM_F32; }
 
-/* By classes, dtype and class stride alone for what concerns a row's bits: columns and tiles compute the same. */
+/* By classes, dtypes and class stride alone: a row's bits depend on its family, and on nothing else. */
 static int family(const FxCall *call) {
     const FxOperand *x = &call->operand[FX_X], *out = &call->operand[FX_OUT];
-    const int last = call->nd - 1, size = storage_size(call->storage);
+    const int size = storage_size(call->storage);
     const int own = x->dtype == call->storage && !x->swapped;
     const int64_t item = own                                                                                     ? size
                          : x->dtype == FX_F32 || x->dtype == FX_I32 || x->dtype == FX_U32                        ? 4
@@ -51,8 +51,8 @@ static int family(const FxCall *call) {
     if (call->classes == 1) return FX_TILES;
     if (x->class_stride == item || x->class_stride == -item)
         return call->classes >= rows_from(call->storage) ? FX_ROWS : FX_TILES;
-    if (!own || call->transform || call->targets_are_probs || last < 0 || x->stride[last] != size) return FX_TILES;
-    if (out->data && (out->stride[last] != size || out->dtype != call->storage)) return FX_TILES;
+    if (!own || call->transform || call->targets_are_probs) return FX_TILES;
+    if (out->data && out->dtype != call->storage) return FX_TILES;
     return FX_COLUMNS;
 }
 

@@ -293,6 +293,7 @@ ACTIVATION_ERRORS = (
     (lambda: fastxent.one_hot([0, -1], 2), IndexError, r"\(1,\).* -1"),
     (lambda: fastxent.lengths_to_mask([1.0]), TypeError, "^lengths"),
     (lambda: fastxent.lengths_to_mask([-1]), ValueError, "^lengths.*-1"),
+    (lambda: fastxent.lengths_to_mask(np.uint64([2**63])), ValueError, "^lengths.*from 0 to"),
     (lambda: fastxent.lengths_to_mask([3], 2), ValueError, "^lengths.*from 0 to 2, got 3"),
     (lambda: fastxent.lengths_to_mask([3], 2.0), TypeError, "^max_length"),
     (lambda: fastxent.lengths_to_mask([], -1), ValueError, "^max_length"),

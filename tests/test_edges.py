@@ -124,6 +124,39 @@ def test_equal_logits_are_the_logarithm_of_their_number(dtype, engine):
 
 
 @on_every_engine
+def test_a_subclass_as_an_output(engine):
+    """np.matrix keeps two axes whatever is taken of it."""
+    with cases.running_on(*engine):
+        for axis, shape in ((1, (3, 1)), (0, (1, 4))):
+            memory = np.full(64, 7.0)
+            out = memory[8 : 8 + max(shape)].reshape(shape).view(np.matrix)
+            assert fastxent.logsumexp(np.zeros((3, 4)), axis=axis, keepdims=True, out=out) is out
+            same(np.asarray(out), fastxent.logsumexp(np.zeros((3, 4)), axis=axis, keepdims=True))
+            assert (memory[:8] == 7).all() and (memory[8 + max(shape) :] == 7).all()
+        out = np.full((3, 4), 5.0).view(np.matrix)
+        arguments = np.zeros((3, 4)), np.full((3, 4), 0.25)
+        options = {"mask": [1, 0, 1], "reduction": "sequence_mean"}
+        fastxent.kl_div_and_grad(*arguments, out_grad=out, **options)
+        same(np.asarray(out), fastxent.kl_div_and_grad(*arguments, **options)[1])
+
+
+@on_every_engine
+@pytest.mark.parametrize("n", [1, 300, 50_000])
+def test_an_infinite_loss_among_many_is_infinite(n, engine):
+    logits, targets = np.zeros((n, 30)), np.zeros(n, int)
+    logits[n // 3, 0] = -np.inf
+    values = logits[:, 0] * -1.0
+    with cases.running_on(*engine):
+        for reduction in ("sum", "mean", "sequence_mean", "batch_mean"):
+            assert fastxent.cross_entropy(logits, targets, reduction=reduction) == np.inf
+            assert fastxent.cross_entropy_and_grad(logits, targets, reduction=reduction)[0] == np.inf
+            assert fastxent.sequence_reduce(values, reduction=reduction) == np.inf
+        assert fastxent.mse_loss(values, np.zeros(n)) == np.inf
+        values[n // 2] = np.nan
+        assert np.isnan(fastxent.mse_loss(values, np.zeros(n)))
+
+
+@on_every_engine
 def test_no_positions_and_no_classes(engine):
     with cases.running_on(*engine):
         for dtype in cases.DTYPES.values():

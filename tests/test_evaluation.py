@@ -239,6 +239,9 @@ def test_special_rows():
     e.reset()
     e.update([[2000.0, 0.0]], [1])
     assert e.compute().perplexity == math.inf
+    e.reset()
+    e.update([[709.5, 0.0]], [1])
+    assert e.compute().perplexity == math.exp(709.5)
 
 
 def test_bins_are_closed_below():
@@ -265,6 +268,8 @@ def test_failed_update_adds_nothing():
 @pytest.mark.parametrize(("options", "error"), [
     ({"top_k": 5}, TypeError), ({"top_k": (0,)}, ValueError), ({"top_k": (1.5,)}, TypeError),
     ({"token_bytes": [1.5]}, TypeError), ({"token_bytes": [[1]]}, ValueError), ({"token_bytes": [-1]}, ValueError),
+    ({"shift": -1}, ValueError), ({"axis": "a"}, TypeError), ({"softcap": -1}, ValueError),
+    ({"ignore_index": 1.0}, TypeError), ({"num_threads": 0}, ValueError), ({"logit_scale": 0}, ValueError),
     ({"calibration_bins": 0}, ValueError), ({"calibration_bins": 1.0}, TypeError),
 ])
 def test_bad_options(options, error):

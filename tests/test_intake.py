@@ -118,6 +118,9 @@ def test_torch_tensors_share_their_memory():
     np.testing.assert_allclose(gradient, 2 * fastxent.cross_entropy_grad(LOGITS.astype(float), TARGETS), rtol=1e-12)
     half = logits.half()
     assert fastxent.softmax(half).dtype == np.float16
+    negated = torch.conj(torch.complex(torch.zeros(LOGITS.shape), logits)).imag
+    assert negated.is_neg()
+    assert fastxent.cross_entropy(negated, targets) == fastxent.cross_entropy(-LOGITS, TARGETS)
 
 
 def test_jax_arrays_are_taken():

@@ -290,6 +290,44 @@ def test_large_results_of_columns_are_those_of_small_calls(n_classes, dtype, eng
 
 @on_every_engine
 @every_float
+@pytest.mark.parametrize("n_classes", [2, 9, 60, 257, 1100])
+def test_a_position_alone_is_as_among_others(n_classes, dtype, engine):
+    """The class axis first, at one distance: alone, every other, in the order of Fortran, with results elsewhere."""
+    random = cases.rng(96, n_classes)
+    n = 37
+    x = cases.scores(random, (n_classes, n), cases.FLOATS[dtype], 5.0)
+    targets, upstream = random.integers(0, n_classes, n), random.normal(size=n)
+    sparse = np.zeros((n_classes, 2 * n), x.dtype)[:, ::2]
+
+    def everything(pick, **out):
+        part, arguments = x[:, pick], {"axis": 0, **NONE}
+        options = {"label_smoothing": 0.1, "class_weight": np.arange(n_classes) + 1.0}
+        of = targets[pick], {"upstream": upstream[pick]}
+        found = [fastxent.softmax(part, axis=0, **out).copy(), fastxent.log_softmax(part, axis=0, **out).copy()]
+        for chosen in ({}, options, {"label_smoothing": 0.1}):
+            gradient = {"out_grad": out["out"]} if out else {}
+            loss, grad = fastxent.cross_entropy_and_grad(part, of[0], **arguments, **of[1], **chosen, **gradient)
+            found += [loss, grad.copy()]
+        loss, saved = fastxent.cross_entropy(part, of[0], **arguments, return_saved=True)
+        found += [loss, np.moveaxis(saved, -1, 0)]
+        found += [fastxent.cross_entropy_grad(part, of[0], **arguments, **of[1], saved=saved)]
+        return [*found, fastxent.logsumexp(part, axis=0), *fastxent.token_statistics(part, of[0], axis=0)]
+
+    with cases.running_on(*engine):
+        whole = everything(slice(None))
+        for got, expected in zip(everything(slice(None), out=sparse), whole, strict=True):
+            same(got, expected)
+        for pick in (slice(0, 1), slice(5, 6), slice(36, 37), slice(0, n, 2), slice(1, 18, 3), slice(None, None, -1)):
+            for got, expected in zip(everything(pick), whole, strict=True):
+                same(got, expected[..., pick])
+        for i in (0, 17):
+            got = fastxent.cross_entropy_and_grad(x[:, i], targets[i], upstream=upstream[i], **NONE)
+            same(got[0], whole[2][i])
+            same(got[1], whole[3][:, i])
+
+
+@on_every_engine
+@every_float
 def test_threads_change_no_bit_of_any_reduction(dtype, engine):
     random = cases.rng(85)
     for shape, axis in (((60, 50, 17), -1), ((60, 17, 50), 1), ((30, 20, 130), 2), ((4000, 5), 1)):

@@ -46,7 +46,7 @@ def chosen() -> Any:
 
 def select(name: str, what: str = "the backend") -> None:
     """Use the engine called `name`; `what` is the thing that named it."""
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise ValueError(f"{what} is {name!r}; expected one of {', '.join(ENGINES)}")
     _use(_load(name))
 

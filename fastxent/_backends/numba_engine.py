@@ -142,10 +142,13 @@ def _with(total: float, lost: float) -> float:
 
 
 def _sum(terms: list[float], lost: list[float]) -> float:
+    total = sum(terms)
+    if not math.isfinite(total):  # what was lost is NaN beside an infinity
+        return total
     try:
         return math.fsum(terms + lost)
-    except (OverflowError, ValueError):  # beyond the largest number, or infinities of both signs
-        return sum(terms)
+    except (OverflowError, ValueError):  # beyond the largest number
+        return total
 
 
 open = Call  # the name that every engine has

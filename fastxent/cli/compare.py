@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ from ._progress import progress, warn
 from ._quantiles import Mean, Quantiles
 from .eval import judge, opened_vector, remark_on_npz
 from .formats import Array, Source, open_logits
+
+_LARGEST = math.log(sys.float_info.max)  # whose exponential is finite
 
 HELP = "compare two models' logits: divergence, agreement, change of the right class"
 EXAMPLES = """\
@@ -184,7 +187,7 @@ class Comparison:
         }
         if self.with_targets:
             apart = self.other.mean - self.base.mean
-            ratio = math.exp(apart) if not apart > 709 else math.inf
+            ratio = math.exp(apart) if not apart > _LARGEST else math.inf
             found |= {
                 "nll_base": self.base.mean,
                 "nll_other": self.other.mean,
@@ -246,4 +249,4 @@ def _percentile(percent: float) -> str:
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if not value > 709 else math.inf
+    return math.exp(value) if not value > _LARGEST else math.inf

@@ -170,7 +170,7 @@ static FX_INLINE void panel_run(FxCall *call, const Run *run, Panel *panel, Lane
     else panel_write(panel, a, softmax ? NULL : at, softmax ? NONE : kind, call->operation == FX_OP_LOG_SOFTMAX);
 }
 
-static void columns_clear(const FxCall *call, const Panel *panel, Lanes a, int wants_output) {
+static void columns_clear(const FxCall *call, const Run *run, const Panel *panel, Lanes a, int wants_output) {
     const size_t n = sizeof(R) * (size_t)panel->width;
     memset(a.max, 0, n);
     memset(a.rest, 0, n);
@@ -178,7 +178,9 @@ static void columns_clear(const FxCall *call, const Panel *panel, Lanes a, int w
     memset(a.dot, 0, n);
     memset(a.mass, 0, n);
     if (!wants_output) return;
-    for (int64_t c = 0; c < call->classes; c++)
+    for (int l = 0; panel->gathered && l < panel->width; l++)
+        write_zeros(call, at_position(run, FX_OUT, panel->first + l));
+    for (int64_t c = 0; !panel->gathered && c < call->classes; c++)
         memset(panel->out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)panel->width * SIZE);
 }
 
@@ -186,20 +188,14 @@ static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int
     const int kept = wants_output && !call->saved && call->operation != FX_OP_LOG_SOFTMAX ? column_kept_width(call) : 0;
     const int parts = kept ? (run->n + kept - 1) / kept : 1;
     const int width = ((run->n + parts - 1) / parts + 15) / 16 * 16;
-    for (int first = 0; first < run->n; first += width) {
-        Panel panel = {.call = call,
-                       .scratch = s,
-                       .k = panel_scale(call),
-                       .lines = run->base[FX_X] + (int64_t)first * SIZE,
-                       .out_lines = wants_output ? run->base[FX_OUT] + (int64_t)first * SIZE : NULL,
-                       .packed_from = -1,
-                       .width = run->n - first < width ? run->n - first : width,
-                       .columns = 1,
-                       .keep = kept > 0};
+    for (int first = 0; first < run->n;) {
+        Panel panel = column_open(call, s, run, first, width, wants_output);
+        panel.keep = kept > 0;
         int valid = 0;
         for (int j = first; j < first + panel.width; j++) valid |= s->target[j] >= 0;
         if (valid) panel_run(call, run, &panel, lanes_from(a, first), first, coefficient_kind(call), wants_output);
-        else columns_clear(call, &panel, lanes_from(a, first), wants_output);
+        else columns_clear(call, run, &panel, lanes_from(a, first), wants_output);
+        first += panel.width;
     }
 }
 

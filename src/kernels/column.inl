@@ -199,20 +199,21 @@ static FX_INLINE void column_forward_as(Panel *panel, Lanes a, int kind) {
     const int64_t step = column_step(call->classes);
     const int line = column_line(width), keep = kind != ENTROPY && panel->keep;
     R *kept = keep ? (R *)s->kept : NULL, *references = (R *)s->kept + call->classes * line;
-    double before = 0, lost = 0;
+    double before = 0, lost = 0, *argmax = s->argmax + panel->first, *rank = s->rank + panel->first;
+    const int64_t *target = s->target + panel->first;
     for (int j = 0; j < width; j += LANES) {
         sums_store(a, j, kind, &nothing);
         v_storer(a.max + j, low);
         v_storer(a.mass + j, zero); /* the reference, until there is a maximum */
     }
-    if (kind == ENTROPY) order_begin(panel, a, s->argmax, s->rank, s->target);
+    if (kind == ENTROPY) order_begin(panel, a, argmax, rank, target);
     for (int64_t c0 = 0; c0 < call->classes; c0 += step) {
         const int n = (int)(call->classes - c0 < step ? call->classes - c0 : step);
         int64_t d;
         const char *p = panel_lines(panel, c0, n, &d, 1), *ahead = p + step * d;
         const R *w = kind == ARRAY ? (const R *)call->class_weight_r + c0 : NULL;
         if (c0 + step >= call->classes) ahead = panel->lines + width * SIZE; /* likely the next panel */
-        if (kind == ENTROPY) order_classes(panel, p, d, c0, n, a, s->argmax, s->rank, s->target, 1);
+        if (kind == ENTROPY) order_classes(panel, p, d, c0, n, a, argmax, rank, target, 1);
         else column_max(p, d, n, width, a);
         for (int j = 0; j < width; j += LANES) column_raise(a, j, k, slack, kind, before + lost);
         column_sum(p, d, n, width, a, k, kind, w, call->classes >= COLUMN_MANY, kept, ahead);
@@ -253,7 +254,7 @@ static FX_INLINE void column_write_as(const Panel *panel, Lanes a, const int64_t
             v_storer(a.loss + j, v_mul(v_loadr(a.factor + j), v_exp(v_keep(v_lt(up, zero), up), panel->k)));
         }
         for (int64_t c = c0; c < end; c++, e += line) {
-            char *to = panel->out_lines + c * d;
+            char *to = panel->gathered ? (char *)panel->scratch->target_tile : panel->out_lines + c * d;
             const V own = v_set1((R)c), w = v_set1(kind == ARRAY ? ((const R *)call->class_weight_r)[c] : 0);
             for (int j = 0; j < width;) {
                 if (!stream && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(to + 4 * d + j * SIZE);
@@ -267,6 +268,7 @@ static FX_INLINE void column_write_as(const Panel *panel, Lanes a, const int64_t
                 run_put(to, part, y, stream);
                 j += part.lanes;
             }
+            if (panel->gathered) column_scatter(panel, c);
         }
     }
 }

@@ -41,7 +41,7 @@ static FX_INLINE Lanes lanes_from(Lanes a, int j) {
 typedef struct {
     const FxCall *call;
     FxScratch *scratch;
-    const char *row[FX_MAX_LANES], *q[FX_MAX_LANES]; /* FX_TILES: the lanes' rows */
+    const char *row[FX_MAX_LANES], *q[FX_MAX_LANES]; /* FX_TILES, and gathered columns: the lanes' rows */
     char *out[FX_MAX_LANES];
     const char *lines; /* FX_COLUMNS: class 0's line */
     char *out_lines;
@@ -49,8 +49,10 @@ typedef struct {
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     ExpScale k;          /* panel_scale */
     int width, columns;
-    int keep; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
-    int kept; /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */
+    int first;    /* FX_COLUMNS: the panel's first position in the run */
+    int gathered; /* FX_COLUMNS: the positions are not neighbours; their lines are made in scratch->tile */
+    int keep;     /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
+    int kept;     /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */
 } Panel;
 
 static FX_INLINE ExpScale panel_scale(const FxCall *call) { return exp_scale(call->transform ? 1 : call->logit_scale); }
@@ -105,10 +107,30 @@ static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand
     }
 }
 
+/* n classes from c0 on of columns that are not neighbours, as lines. */
+static FX_NOINLINE const char *column_gather(const Panel *panel, int64_t c0, int n) {
+    const int64_t d = panel->call->operand[FX_X].class_stride;
+    char *tile = (char *)panel->scratch->tile;
+    for (int l = 0; l < panel->width; l++)
+        for (int c = 0; c < n; c++) memcpy(tile + (c * LANES + l) * SIZE, panel->row[l] + (c0 + c) * d, SIZE);
+    return tile;
+}
+
+/* The reverse: class c, whose line was written to scratch->target_tile. */
+static FX_NOINLINE void column_scatter(const Panel *panel, int64_t c) {
+    const int64_t d = panel->call->operand[FX_OUT].class_stride;
+    const char *line = (const char *)panel->scratch->target_tile;
+    for (int l = 0; l < panel->width; l++) memcpy(panel->out[l] + c * d, line + l * SIZE, SIZE);
+}
+
 /* Makes classes c0 … c0 + n - 1 available as lines; returns the first, and the lines' distance. */
 static FX_INLINE const char *panel_lines(Panel *panel, int64_t c0, int n, int64_t *distance, int columns) {
     const FxCall *call = panel->call;
     const FxOperand *x = &call->operand[FX_X];
+    if (columns && panel->gathered) {
+        *distance = LANES * SIZE;
+        return column_gather(panel, c0, n);
+    }
     if (columns) {
         *distance = x->class_stride;
         return panel->lines + c0 * x->class_stride;
@@ -311,7 +333,7 @@ static FX_INLINE void panel_write_line(const char *p, char *to, int width, Lanes
 static int column_streams(const Panel *panel) {
     const FxCall *call = panel->call;
     const int64_t unit = panel->kept ? SIZE : LANES * SIZE;
-    return call->stream && (panel->kept ? panel->width * SIZE >= 256 : panel->width % LANES == 0) &&
+    return call->stream && !panel->gathered && (panel->kept ? panel->width * SIZE >= 256 : panel->width % LANES == 0) &&
            call->classes < 1 << 24 && (int64_t)((uintptr_t)panel->out_lines % (uintptr_t)unit) == 0 &&
            call->operand[FX_OUT].class_stride % unit == 0;
 }
@@ -355,7 +377,8 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
     const FxCall *call = panel->call;
     const FxOperand *out = &call->operand[FX_OUT];
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
-    const int64_t step = columns ? call->classes : FX_TILE_CLASSES;
+    const int gathered = columns && panel->gathered;
+    const int64_t step = columns && !gathered ? call->classes : FX_TILE_CLASSES;
     const double scale = call->transform ? 1 : call->logit_scale;
     const ExpScale k = panel->k;
     const int chain = call->transform && call->operation <= FX_OP_GRAD;
@@ -366,17 +389,21 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
         const char *p = panel_lines(panel, c0, (int)n, &d, columns);
         char *to = columns ? panel->out_lines + c0 * out->class_stride : (char *)panel->scratch->tile;
         od = columns ? out->class_stride : d;
+        if (gathered) to = (char *)panel->scratch->target_tile, od = 0;
         const R *w = NULL, *slope = chain ? (const R *)panel->scratch->slope_tile : NULL;
         if (kind == ARRAY) w = per_lane ? panel_coefficients(panel, c0, (int)n) : (const R *)call->class_weight_r + c0;
-        for (int64_t c = 0; c < n; c++)
+        for (int64_t c = 0; c < n; c++) {
             panel_write_line(p + c * d, to + c * od, width, a, k, v_set1((R)scale), kind,
                              w ? w + (per_lane ? c * LANES : c) : NULL, per_lane, slope ? slope + c * LANES : NULL,
                              logarithm, columns, stream && at ? c : -1, stream, kept, p + (c + 4) * d);
+            if (gathered) column_scatter(panel, c0 + c);
+        }
         if (at && !stream)
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
                 char *slot = to + (at[j] - c0) * od;
-                if (columns) store_one(slot + (int64_t)j * SIZE, a.value[j]);
+                if (gathered) store_one(panel->out[j] + at[j] * out->class_stride, a.value[j]);
+                else if (columns) store_one(slot + (int64_t)j * SIZE, a.value[j]);
                 else ((R *)slot)[j] = slope ? a.value[j] * slope[(at[j] - c0) * LANES + j] : a.value[j];
             }
         if (columns) continue;

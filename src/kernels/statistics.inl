@@ -166,14 +166,11 @@ static FX_INLINE void score_panel(FxCall *call, const Run *run, Panel *panel, La
 }
 
 static void score_columns(FxCall *call, FxScratch *s, const Run *run, Lanes a) {
-    Panel panel = {.call = call,
-                   .scratch = s,
-                   .k = panel_scale(call),
-                   .lines = run->base[FX_X],
-                   .packed_from = -1,
-                   .width = run->n,
-                   .columns = 1};
-    if (run->valid) score_panel(call, run, &panel, a, 0, 1);
+    for (int first = 0; run->valid && first < run->n;) {
+        Panel panel = column_open(call, s, run, first, FX_MAX_WIDTH, 0);
+        score_panel(call, run, &panel, lanes_from(a, first), first, 1);
+        first += panel.width;
+    }
 }
 
 static void score_tiles(FxCall *call, FxScratch *s, const Run *run, Lanes a) {

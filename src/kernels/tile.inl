@@ -1,4 +1,4 @@
-/* The panels of FX_TILES: LANES valid positions of a run each, and what is asked of memory before it is needed. */
+/* The panels of a run's positions: for FX_TILES LANES valid ones each, and what is asked of memory before it is needed. */
 
 /* The panel of valid positions number k and on. */
 static void tile_open(Panel *panel, const Run *run, int k) {
@@ -24,4 +24,20 @@ static void tile_open(Panel *panel, const Run *run, int k) {
         const char *p = at_position(run, FX_X, place(run, l));
         for (int64_t b = 0; b < row; b += 64) FX_PREFETCH(p + b);
     }
+}
+
+/* The panel of a run's positions from `first` on, at most `width` of them, or LANES where they are not neighbours. */
+static Panel column_open(const FxCall *call, FxScratch *s, const Run *run, int first, int width, int wants_output) {
+    const int left = run->n - first, apart = run->n > 1;
+    Panel panel = {.call = call, .scratch = s, .k = panel_scale(call), .packed_from = -1, .columns = 1, .first = first};
+    panel.gathered = apart && (run->step[FX_X] != SIZE || (wants_output && run->step[FX_OUT] != SIZE));
+    if (panel.gathered) width = LANES;
+    panel.width = left < width ? left : width;
+    panel.lines = at_position(run, FX_X, first);
+    panel.out_lines = wants_output ? at_position(run, FX_OUT, first) : NULL;
+    for (int l = 0; panel.gathered && l < panel.width; l++) {
+        panel.row[l] = at_position(run, FX_X, first + l);
+        panel.out[l] = wants_output ? at_position(run, FX_OUT, first + l) : NULL;
+    }
+    return panel;
 }
