@@ -75,7 +75,7 @@ typedef struct {
 
 enum { FX_X, FX_Y, FX_MASK, FX_WEIGHT, FX_UPSTREAM, FX_LOSSES, FX_OUT, FX_POSITIVE, FX_OPERANDS };
 
-/* FX_ROWS: lanes along contiguous classes. FX_COLUMNS: lanes along neighbouring positions, in place.
+/* FX_ROWS: lanes along contiguous classes. FX_COLUMNS: lanes along positions, in place where these are neighbours.
  * FX_TILES: lanes along positions, through a transposed tile. */
 typedef enum { FX_ROWS, FX_COLUMNS, FX_TILES } FxFamily;
 

@@ -1,9 +1,10 @@
 /* Lanes: vector lanes along the positions, classes one after the other.
  *
  * A panel is a set of lines, one a class, of `width` positions each: in place, where the logits' positions are neighbours
- * in memory (FX_COLUMNS), or a transposed tile of LANES positions in L1 (FX_TILES). Every lane does the same operations in
- * the same order in both, whatever its neighbours hold: first the maximum over all classes, then the sum of exp(x - max)
- * over those below the maximum, and a count of those that equal it: one of them is left out, exactly. */
+ * in memory, or gathered (FX_COLUMNS, see column.inl), or a transposed tile of LANES positions in L1 (FX_TILES). Every lane
+ * does the same operations in the same order, whatever its neighbours hold. In a tile: first the maximum over all classes,
+ * then the sum of exp(x - max) over those below the maximum, and a count of those that equal it: one of them is left out,
+ * exactly. */
 
 /* Bytes by which tiles are asked for before they are needed: some hundred nanoseconds' worth. */
 enum { TILE_AHEAD = 3072 };
