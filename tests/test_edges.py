@@ -124,6 +124,21 @@ def test_equal_logits_are_the_logarithm_of_their_number(dtype, engine):
 
 
 @on_every_engine
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float32", 1e37), ("float32", 3e38), ("float64", 1e280), ("float64", 1e300)]
+)
+def test_the_largest_scales(dtype, scale, engine):
+    """Differences times the scale are 0 or without end to an exponential; equal logits stay equal."""
+    with cases.running_on(*engine):
+        for n in (3, 30, 400):
+            rows = np.tile(np.arange(n, dtype=dtype) % 3 / 4, (9, 1))
+            equals = np.count_nonzero(rows[0] == 0.5)
+            for axis, logits in ((1, rows), (0, rows.T.copy())):
+                loss = fastxent.cross_entropy(logits, np.full(9, 2), axis=axis, logit_scale=scale, **NONE)
+                np.testing.assert_allclose(loss, np.log(equals), rtol=1e-6, atol=0)
+
+
+@on_every_engine
 def test_a_subclass_as_an_output(engine):
     """np.matrix keeps two axes whatever is taken of it."""
     with cases.running_on(*engine):

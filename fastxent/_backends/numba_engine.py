@@ -8,6 +8,7 @@ these files or in the user's cache (Numba's ``NUMBA_CACHE_DIR`` names another pl
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from typing import Any
 
@@ -27,6 +28,9 @@ PARALLEL_ELEMENTS = 1 << 19  # smaller calls stay on the calling thread: to wake
 # Sums that blocks add to: losses, divisor, first bad position + 1, and what the two additions lost.
 NOTHING = (0.0,) * 5
 CHUNK_ELEMENTS = 1 << 26  # larger pieces of work would keep Ctrl-C waiting
+
+# The names that FASTXENT_ISA may have: of kernels of the compiled module. Numba compiles for its processor.
+_INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
 
 _workspaces: list[tuple[int, int, int, Any]] = []  # of threads that do not run now: kept between calls
 
@@ -150,5 +154,11 @@ def _sum(terms: list[float], lost: list[float]) -> float:
     except (OverflowError, ValueError):  # beyond the largest number
         return total
 
+
+if os.environ.get("FASTXENT_ISA", "").strip() not in ("", *_INSTRUCTION_SETS):
+    raise ValueError(
+        f"the environment variable FASTXENT_ISA is {os.environ['FASTXENT_ISA']!r}; expected one of "
+        f"{', '.join(_INSTRUCTION_SETS)}"
+    )
 
 open = Call  # the name that every engine has

@@ -62,7 +62,7 @@ static FX_INLINE ExpScale exp_scale(double scale) {
     R high = (R)k;
     /* In float64 high is the rounded product itself, and what it lost is computed. */
     double low = FX_REAL_BITS == 32 ? k - (double)high : product_error(s, log2e, k) + s * log2e_low;
-    return (ExpScale){v_set1(high), v_set1((R)low), v_set1((R)(EXP_LOWEST / scale))};
+    return (ExpScale){v_set1(high), v_set1((R)low), v_set1((R)(EXP_LOWEST / s))};
 }
 
 /* The next lower number; of -inf it is NaN, which nothing is larger than. */

@@ -87,7 +87,7 @@ class Exponential:
             self.low = kit.full(k - kit.wide(kit.narrow(k)))
         else:
             self.low = kit.full(_product_error(limited, LOG2E, k) + limited * LOG2E_LOW)
-        self.lowest = kit.full(Value(kit, scale.raw.type(table.lowest)) / scale)
+        self.lowest = kit.full(Value(kit, scale.raw.type(table.lowest)) / limited)
 
     def __call__(self, x: Value) -> Value:
         kit, table = self.kit, numbers(self.kit)
