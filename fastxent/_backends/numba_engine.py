@@ -27,7 +27,7 @@ NAME = "numba"
 PARALLEL_ELEMENTS = 1 << 19  # smaller calls stay on the calling thread: to wake another costs more
 # Sums that blocks add to: losses, divisor, first bad position + 1, and what the two additions lost.
 NOTHING = (0.0,) * 5
-CHUNK_ELEMENTS = 1 << 26  # larger pieces of work would keep Ctrl-C waiting
+CHUNK_ELEMENTS = 1 << 23  # larger pieces of work would keep Ctrl-C waiting
 
 # The names that FASTXENT_ISA may have: of kernels of the compiled module. Numba compiles for its processor.
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "neon")
