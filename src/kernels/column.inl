@@ -4,16 +4,7 @@
  *
  * Both sweeps take four lines at a time from end to end, the way memory likes; what they add up stands in arrays. */
 
-enum { COLUMN_CLASSES = 128, COLUMN_MANY = 256 };
-
-/* Numbers from one line of scratch->kept to the next. */
-static FX_INLINE int column_line(int width) { return (width + LANES - 1) / LANES * LANES; }
-
-static FX_INLINE int64_t column_chunks(int64_t classes) { return (classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES; }
-static FX_INLINE int64_t column_step(int64_t classes) {
-    const int64_t chunks = column_chunks(classes);
-    return (classes / (chunks ? chunks : 1) + LINES) / LINES * LINES;
-}
+enum { COLUMN_MANY = 256 };
 
 /* How wide a panel may be whose exponentials fit scratch->kept, with a line of references for each chunk behind them; 0 if
  * lines would be so short that to make the exponentials again costs no more. */
@@ -257,7 +248,7 @@ static FX_INLINE void column_write_as(const Panel *panel, Lanes a, const int64_t
             char *to = panel->gathered ? (char *)panel->scratch->target_tile : panel->out_lines + c * d;
             const V own = v_set1((R)c), w = v_set1(kind == ARRAY ? ((const R *)call->class_weight_r)[c] : 0);
             for (int j = 0; j < width;) {
-                if (!stream && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(to + 4 * d + j * SIZE);
+                if (!stream && !panel->gathered && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(to + 4 * d + j * SIZE);
                 const RunPart part = run_part(to, j, width, stream);
                 V factor = v_loadr(a.loss + j), y;
                 /* An invalid position (factor 0) is 0 whatever its logits hold; a valid one may be NaN. */

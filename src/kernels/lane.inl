@@ -10,6 +10,17 @@
 enum { TILE_AHEAD = 3072 };
 enum { LINES = 32 }; /* classes summed plainly before their sum is added, with compensation, to the total */
 
+enum { COLUMN_CLASSES = 128 }; /* about as many make a chunk of columns, which is read from memory once */
+
+/* Numbers from one line of scratch->kept to the next. */
+static FX_INLINE int column_line(int width) { return (width + LANES - 1) / LANES * LANES; }
+
+static FX_INLINE int64_t column_chunks(int64_t classes) { return (classes + COLUMN_CLASSES - 1) / COLUMN_CLASSES; }
+static FX_INLINE int64_t column_step(int64_t classes) {
+    const int64_t chunks = column_chunks(classes);
+    return (classes / (chunks ? chunks : 1) + LINES) / LINES * LINES;
+}
+
 /* One number a position, in arrays. */
 typedef struct {
     R *max, *rest, *gap, *dot, *mass;  /* results */
@@ -42,7 +53,7 @@ static FX_INLINE Lanes lanes_from(Lanes a, int j) {
 typedef struct {
     const FxCall *call;
     FxScratch *scratch;
-    const char *row[FX_MAX_LANES], *q[FX_MAX_LANES]; /* FX_TILES, and gathered columns: the lanes' rows */
+    const char *row[FX_MAX_LANES], *q[FX_MAX_LANES]; /* FX_TILES: the lanes' rows */
     char *out[FX_MAX_LANES];
     const char *lines; /* FX_COLUMNS: class 0's line */
     char *out_lines;
@@ -50,10 +61,11 @@ typedef struct {
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     ExpScale k;          /* panel_scale */
     int width, columns;
-    int first;    /* FX_COLUMNS: the panel's first position in the run */
-    int gathered; /* FX_COLUMNS: the positions are not neighbours; their lines are made in scratch->tile */
-    int keep;     /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
-    int kept;     /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */
+    int first;                /* FX_COLUMNS: the panel's first position in the run */
+    int gathered;             /* FX_COLUMNS: the positions are not neighbours; their lines are made in scratch->tile */
+    int64_t apart, out_apart; /* bytes from one of them to the next */
+    int keep; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
+    int kept; /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */
 } Panel;
 
 static FX_INLINE ExpScale panel_scale(const FxCall *call) { return exp_scale(call->transform ? 1 : call->logit_scale); }
@@ -108,20 +120,26 @@ static FX_NOINLINE void tile_gather(const Panel *panel, R *tile, const FxOperand
     }
 }
 
-/* n classes from c0 on of columns that are not neighbours, as lines. */
-static FX_NOINLINE const char *column_gather(const Panel *panel, int64_t c0, int n) {
-    const int64_t d = panel->call->operand[FX_X].class_stride;
+/* n classes from c0 on of columns that are not neighbours, as lines, the given distance apart: a vector's positions at a
+ * time, so that many classes are waited for at once. */
+static FX_NOINLINE const char *column_gather(const Panel *panel, int64_t c0, int n, int64_t distance) {
+    const int64_t d = panel->call->operand[FX_X].class_stride, apart = panel->apart;
     char *tile = (char *)panel->scratch->tile;
-    for (int l = 0; l < panel->width; l++)
-        for (int c = 0; c < n; c++) memcpy(tile + (c * LANES + l) * SIZE, panel->row[l] + (c0 + c) * d, SIZE);
+    for (int j = 0; j < panel->width; j += LANES) {
+        const int lanes = panel->width - j < LANES ? panel->width - j : LANES;
+        const char *p = panel->lines + c0 * d + j * apart;
+        char *to = tile + j * SIZE;
+        for (int c = 0; c < n; c++, p += d, to += distance)
+            for (int l = 0; l < lanes; l++) memcpy(to + l * SIZE, p + l * apart, SIZE);
+    }
     return tile;
 }
 
 /* The reverse: class c, whose line was written to scratch->target_tile. */
 static FX_NOINLINE void column_scatter(const Panel *panel, int64_t c) {
-    const int64_t d = panel->call->operand[FX_OUT].class_stride;
     const char *line = (const char *)panel->scratch->target_tile;
-    for (int l = 0; l < panel->width; l++) memcpy(panel->out[l] + c * d, line + l * SIZE, SIZE);
+    char *to = panel->out_lines + c * panel->call->operand[FX_OUT].class_stride;
+    for (int j = 0; j < panel->width; j++, to += panel->out_apart) memcpy(to, line + j * SIZE, SIZE);
 }
 
 /* Makes classes c0 … c0 + n - 1 available as lines; returns the first, and the lines' distance. */
@@ -129,8 +147,8 @@ static FX_INLINE const char *panel_lines(Panel *panel, int64_t c0, int n, int64_
     const FxCall *call = panel->call;
     const FxOperand *x = &call->operand[FX_X];
     if (columns && panel->gathered) {
-        *distance = LANES * SIZE;
-        return column_gather(panel, c0, n);
+        *distance = column_line(panel->width) * SIZE;
+        return column_gather(panel, c0, n, *distance);
     }
     if (columns) {
         *distance = x->class_stride;
@@ -379,7 +397,7 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
     const FxOperand *out = &call->operand[FX_OUT];
     const int width = columns ? panel->width : LANES, per_lane = call->targets_are_probs;
     const int gathered = columns && panel->gathered;
-    const int64_t step = columns && !gathered ? call->classes : FX_TILE_CLASSES;
+    const int64_t step = gathered ? column_step(call->classes) : columns ? call->classes : FX_TILE_CLASSES;
     const double scale = call->transform ? 1 : call->logit_scale;
     const ExpScale k = panel->k;
     const int chain = call->transform && call->operation <= FX_OP_GRAD;
@@ -403,7 +421,8 @@ static FX_INLINE void panel_write_as(Panel *panel, Lanes a, const int64_t at[], 
             for (int j = 0; j < panel->width; j++) {
                 if ((uint64_t)(at[j] - c0) >= (uint64_t)n) continue;
                 char *slot = to + (at[j] - c0) * od;
-                if (gathered) store_one(panel->out[j] + at[j] * out->class_stride, a.value[j]);
+                if (gathered)
+                    store_one(panel->out_lines + at[j] * out->class_stride + j * panel->out_apart, a.value[j]);
                 else if (columns) store_one(slot + (int64_t)j * SIZE, a.value[j]);
                 else ((R *)slot)[j] = slope ? a.value[j] * slope[(at[j] - c0) * LANES + j] : a.value[j];
             }

@@ -26,18 +26,25 @@ static void tile_open(Panel *panel, const Run *run, int k) {
     }
 }
 
-/* The panel of a run's positions from `first` on, at most `width` of them, or LANES where they are not neighbours. */
+/* A chunk of gathered lines: a quarter of L1, which has to hold what is read for it too. */
+enum { GATHER_BYTES = 1 << 13 };
+
+/* The panel of a run's positions from `first` on, at most `width` of them, or as many as a chunk of gathered lines holds. */
 static Panel column_open(const FxCall *call, FxScratch *s, const Run *run, int first, int width, int wants_output) {
-    const int left = run->n - first, apart = run->n > 1;
-    Panel panel = {.call = call, .scratch = s, .k = panel_scale(call), .packed_from = -1, .columns = 1, .first = first};
-    panel.gathered = apart && (run->step[FX_X] != SIZE || (wants_output && run->step[FX_OUT] != SIZE));
-    if (panel.gathered) width = LANES;
-    panel.width = left < width ? left : width;
-    panel.lines = at_position(run, FX_X, first);
-    panel.out_lines = wants_output ? at_position(run, FX_OUT, first) : NULL;
-    for (int l = 0; panel.gathered && l < panel.width; l++) {
-        panel.row[l] = at_position(run, FX_X, first + l);
-        panel.out[l] = wants_output ? at_position(run, FX_OUT, first + l) : NULL;
-    }
+    const int64_t few = GATHER_BYTES / (column_step(call->classes) * SIZE) / 16 * 16;
+    const int most = few > 16 ? (int)few : 16;
+    Panel panel = {.call = call,
+                   .scratch = s,
+                   .k = panel_scale(call),
+                   .lines = at_position(run, FX_X, first),
+                   .out_lines = wants_output ? at_position(run, FX_OUT, first) : NULL,
+                   .packed_from = -1,
+                   .columns = 1,
+                   .first = first,
+                   .apart = run->step[FX_X],
+                   .out_apart = run->step[FX_OUT]};
+    panel.gathered = run->n > 1 && (panel.apart != SIZE || (wants_output && panel.out_apart != SIZE));
+    if (panel.gathered && width > most) width = most;
+    panel.width = run->n - first < width ? run->n - first : width;
     return panel;
 }

@@ -1,5 +1,8 @@
-/* Streaming stores of less than a vector: for AVX2 and AVX-512 alike. */
-/* `bytes` of it past the caches, at any address; an odd half stays behind and is stored. */
+/* Streaming stores of less than a vector, for AVX2 and AVX-512 alike. */
+#include <immintrin.h>
+#include <string.h>
+
+/* Words go past the caches, to any address; half a word at the end is stored. */
 static inline void v_stream_bytes(char *to, const void *from, int bytes) {
     const char *p = (const char *)from;
     for (; bytes >= 4; bytes -= 4, p += 4, to += 4) {
