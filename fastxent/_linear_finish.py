@@ -49,7 +49,7 @@ class Finish:
         self.gap = self.scale * (self.top - state[:, TARGET])
         self.sample = None if linear.sample is None else linear.sample[begin:end]
         weight = plan.class_weight
-        self.smooth = plan.label_smoothing / plan.logits.shape[-1]
+        self.smooth = plan.label_smoothing / max(1, plan.logits.shape[-1])
         self.all_weights = float(plan.logits.shape[-1] if weight is None else weight.sum())
         self.of_target = np.ones(len(state)) if weight is None else weight[linear.targets[begin:end]]
         self.own = (1 - plan.label_smoothing) * self.of_target

@@ -37,7 +37,7 @@ def _folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("conditions", "code"), [
     ([], 0), (["ppl>1e9"], 0), (["ppl>0"], 3), (["perplexity >= 0"], 3), (["nll<100"], 3), (["n_masked!=0"], 0),
-    (["n_tokens==60"], 3), (["top_5_accuracy<=0"], 0), (["ppl>1e9", "accuracy>=0"], 3), (["bits_per_byte>1"], 1),
+    (["n_tokens==60"], 3), (["top_5_accuracy<=0"], 0), (["ppl>1e9", "accuracy>=0"], 3), (["bits_per_byte>1"], 2),
     (["top_7_accuracy>1"], 2), (["nothing>1"], 2),
 ])
 def test_gates(capsys, conditions, code):
@@ -47,6 +47,12 @@ def test_gates(capsys, conditions, code):
     assert ("perplexity" in out) == (code != 2)
     assert err.count("\n") == (code > 0)
     assert (" holds: " in err) == (code == 3)
+
+
+def test_a_gate_of_nothing_cannot_be_judged(capsys):
+    np.save("none.npy", np.zeros_like(np.load("t.npy"), dtype=bool))
+    assert main(["eval", "x.npy", "t.npy", "--mask", "none.npy", "--fail-if", "ppl>1"]) == 1
+    assert capsys.readouterr().err.splitlines()[1] == "fastxent eval: --fail-if 'ppl>1': cannot be judged, perplexity is nan"
 
 
 def test_gates_of_compare(capsys):
@@ -85,6 +91,44 @@ def test_usage_that_needs_the_files(capsys):
     assert main(["eval", "flat.npy", "one.npy", "--shift", "1"]) == 2
     assert main(["eval", "flat.npy", "one.npy", "--lengths", "one.npy"]) == 2
     assert capsys.readouterr().err.count("needs logits with a batch axis") == 2
+
+
+def test_no_file_is_taken_twice(capsys):
+    np.save("x.npy", np.zeros((3, 4), "f4"))
+    np.save("t.npy", np.zeros(3, int))
+    before = Path("x.npy").read_bytes()
+    for arguments in (
+        "eval x.npy t.npy -o x.npy", "eval x.npy t.npy -o ./t.npy", "eval x.npy t.npy -o a.png --plot a.png",
+        "eval x.npy t.npy --plot x.npy", "compare x.npy x.npy t.npy -o t.npy", "convert x.npy x.npy",
+        "convert x.npy y.npy --tokens y.npy", "convert x.npy y.safetensors:__metadata__",
+        "eval x.npy t.npy --fail-if bpb<1",
+    ):  # fmt: skip
+        assert main(arguments.split()) == 2, arguments
+        assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["t.npy", "x.npy"]
+    assert Path("x.npy").read_bytes() == before
+    assert main(["eval", "x.npy", "t.npy", "-o", "result.txt"]) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="streams are closed by a shell of its own")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "-o r.json >&-"])
+def test_closed_streams(closed):
+    np.save("x.npy", np.zeros((3, 4), "f4"))
+    np.save("t.npy", np.zeros(3, int))
+    command = shlex.join([sys.executable, "-m", "fastxent.cli", "eval"])
+    for targets, code in (("t.npy", 0), ("none.npy", 1)):
+        shell = ["sh", "-c", f"{command} x.npy {targets} {closed}"]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert not (done.stdout if code else done.stderr)
+
+
+def test_a_terminal_of_few_characters():
+    np.save("x.npy", np.zeros((3, 4), "f4"))
+    np.save("t.npy", np.zeros(3, int))
+    command = [sys.executable, "-m", "fastxent.cli", "eval", "x.npy", "t.npy"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert done.returncode == 0 and b"nats, ? 0.0000" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

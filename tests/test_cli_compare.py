@@ -285,6 +285,19 @@ def test_what_cannot_be_converted_leaves_nothing(capsys, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*before, "nan.npy"])
 
 
+@pytest.mark.parametrize("wide", ["bfloat16", "uint16"])
+def test_types_of_two_bytes_whose_range_is_larger(capsys, wide):
+    np.save("x.npy", np.array([[1, 2], [65535, 3]], "u2" if wide == "uint16" else "f4"))
+    source = "x.npy"
+    if wide == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+        source = "x.safetensors"
+        assert main(["convert", "x.npy", source, "--dtype", wide]) == 0
+    capsys.readouterr()
+    assert main(["convert", source, "y.npy", "--dtype", "float16"]) == 1
+    assert "row 1 has a number beyond the range of float16" in capsys.readouterr().err
+
+
 def test_the_header_of_kld():
     logits, tokens = files.model((2, 9, 5))
     np.save("x.npy", logits)

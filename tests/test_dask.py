@@ -334,6 +334,12 @@ def test_targets_come_in_chunks_of_their_own():
     got = dask.compute(*chunked.cross_entropy_and_grad(x, targets, shift=3, **options))
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-13)
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-12, atol=1e-16)
+    upstream = np.arange(40.0).reshape(5, 8)
+    expected = fastxent.cross_entropy_and_grad(case.scores, case.targets, reduction="none", upstream=upstream)
+    for chunks in ((5, 8), (2, 3), (1, 8)):
+        given = {"reduction": "none", "upstream": da.from_array(upstream, chunks=chunks)}
+        got = dask.compute(*chunked.cross_entropy_and_grad(x, targets, **given))
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-12, atol=1e-16)
 
 
 def test_numpy_arrays_and_lists_just_work():

@@ -163,6 +163,11 @@ def test_nothing_to_reduce():
     assert ours.cross_entropy(empty, t, reduction="none").shape == (0,)
     assert jax.grad(ours.cross_entropy)(empty, t).shape == (0, C)
     assert ours.logsumexp(jnp.zeros((2, 0))).tolist() == [-math.inf] * 2
+    slope = jax.grad(ours.logsumexp)
+    for size in (0.0, 1e5, 1e8):
+        assert slope(jnp.array([size, size], jnp.float32)).tolist() == [0.5, 0.5]
+    assert slope(jnp.full(2, -jnp.inf)).tolist() == [0.0, 0.0]
+    assert np.isnan(slope(jnp.array([1.0, jnp.inf]))[1])
     assert ours.log_softmax(jnp.zeros((2, 0))).shape == (2, 0)
     nan = jnp.full((2, C), jnp.nan)
     value, grad = jax.value_and_grad(ours.cross_entropy)(nan, jnp.zeros(2, int), mask=jnp.zeros(2, bool), empty_value=1)

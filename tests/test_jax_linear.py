@@ -8,6 +8,7 @@ import pytest
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
+import fastxent  # noqa: E402
 import fastxent.jax as ours  # noqa: E402
 from fastxent.jax import _linear  # noqa: E402
 
@@ -134,3 +135,25 @@ def test_nothing_counts():
     assert value == 2 and not any(grad.any() for grad in grads)
     assert np.isnan(ours.linear_cross_entropy(hidden[:0], weight, t[:0]))
     assert _linear._rows(10, 8, 32) == (4, 3)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "sequence_mean", "batch_mean", "none"])
+@pytest.mark.parametrize("positions", [(0,), (2, 0), (0, 3)])
+def test_no_positions(positions, reduction):
+    hidden, weight, targets = np.ones((*positions, 4), "f4"), np.ones((5, 4), "f4"), np.zeros(positions, int)
+    loss = partial(ours.linear_cross_entropy, reduction=reduction)
+    right = fastxent.linear_cross_entropy(hidden, weight, targets, reduction=reduction)
+    np.testing.assert_array_equal(loss(hidden, weight, targets), right)
+    grads = jax.grad(lambda *a: loss(*a, targets).sum(), (0, 1))(jnp.asarray(hidden), jnp.asarray(weight))
+    assert [grad.shape for grad in grads] == [hidden.shape, weight.shape] and not grads[1].any()
+
+
+def test_float64_divides_by_float64():
+    random, by = np.random.default_rng(0), np.array([0.1, 0.2, 0.3, 0.7])
+    arrays = random.normal(size=(4, 3)), random.normal(size=(6, 3)), np.arange(4)
+    with jax.enable_x64(True):
+        for reduction in ("mean", "sequence_mean"):
+            for options in ({"sample_weight": by}, {"class_weight": np.r_[by, 1.1, 1.3]}):
+                got = ours.linear_cross_entropy(*map(jnp.asarray, arrays), reduction=reduction, **options)
+                right = fastxent.linear_cross_entropy(*arrays, reduction=reduction, **options)
+                assert float(got) == pytest.approx(right, rel=1e-14)

@@ -690,6 +690,14 @@ def test_the_workspace_is_honoured(what, megabytes, kind):
     assert extra <= limit + 3 * MIB, f"{extra / MIB:.1f} MiB"  # positions' arrays, and an allocator's rounding
 
 
+def test_neither_positions_nor_classes():
+    arrays = np.ones((0, 4)), np.ones((0, 4)), np.zeros(0, int)
+    assert np.isnan(fastxent.linear_cross_entropy(*arrays))
+    assert fastxent.linear_cross_entropy(*arrays, reduction="sum") == 0
+    assert np.isnan(fastxent.linear_cross_entropy_and_grad(*arrays)[0])
+    assert fastxent.linear_token_statistics(*arrays).rank.shape == (0,)
+
+
 # --- errors
 
 

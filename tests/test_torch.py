@@ -292,6 +292,62 @@ def test_modules(weighted):
     assert module.half().weight is None or module.weight.dtype == torch.float16
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("way", ["eager", "create_graph", "sample weight", "compile"])
+def test_the_ignored_index_is_compared_as_a_number(dtype, way):
+    """156 is no -100, nor is a class of 1 the 257 that an int8 cannot hold."""
+    x, t = torch.randn(3, 200, requires_grad=True), torch.tensor([1, 100, 7 if dtype == "int8" else 156])
+    loss = ours.cross_entropy
+    if way == "compile":
+        loss = torch.compile(ours.cross_entropy, backend="aot_eager")
+    options = {"sample_weight": torch.ones(3, requires_grad=True)} if way == "sample weight" else {}
+    for index in (-100, 100, 257):
+        value = loss(x, t.to(getattr(torch, dtype)), ignore_index=index, **options)
+        torch.testing.assert_close(value, theirs.cross_entropy(x, t, ignore_index=index))
+        (grad,) = torch.autograd.grad(value, x, create_graph=way == "create_graph")
+        (right,) = torch.autograd.grad(theirs.cross_entropy(x, t, ignore_index=index), x)
+        torch.testing.assert_close(grad, right)
+
+
+def test_no_positions_on_every_way():
+    t = torch.zeros(0, dtype=torch.long)
+    x = torch.zeros(0, 5, requires_grad=True)
+    for loss in (ours.cross_entropy, torch.compile(ours.cross_entropy, backend="aot_eager"),
+                 partial(ours.cross_entropy, sample_weight=torch.zeros(0, requires_grad=True))):  # fmt: skip
+        value = loss(x, t)
+        assert value.isnan()
+        (grad,) = torch.autograd.grad(value, x)
+        assert grad.shape == (0, 5)
+    assert torch.autograd.grad(ours.cross_entropy(x, t), x, create_graph=True)[0].shape == (0, 5)
+    assert torch.func.grad(partial(ours.cross_entropy, target=t))(torch.zeros(0, 5)).shape == (0, 5)
+    assert torch.compile(lambda a: ours.softmax(a, 1), backend="aot_eager")(torch.zeros(0, 5)).shape == (0, 5)
+    shares = torch.zeros(0, 5, requires_grad=True)
+    ours.cross_entropy(x, shares).backward()
+    assert shares.grad.shape == (0, 5)
+
+
+def test_weights_of_a_single_position_and_weights_that_are_held():
+    x, shares, w = torch.randn(4), torch.softmax(torch.randn(4), 0), torch.rand(4, requires_grad=True)
+    got, right = (torch.autograd.grad(f(x, shares, w), w)[0] for f in (ours.cross_entropy, theirs.cross_entropy))
+    torch.testing.assert_close(got, right)
+    x, t = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.cross_entropy(x, t, w), theirs.cross_entropy(x, t, w))
+    with pytest.raises(RuntimeError, match="not differentiable by weight"):
+        ours.cross_entropy(x, t, w)
+
+
+def test_tensors_with_the_negative_bit():
+    x, t = torch.randn(3, 5, dtype=torch.complex64).conj().imag, torch.tensor([0, 1, 2])
+    assert x.is_neg()
+    torch.testing.assert_close(ours.cross_entropy(x, t), theirs.cross_entropy(x, t))
+    torch.testing.assert_close(ours.nll_loss(x, t), theirs.nll_loss(x, t))
+    torch.testing.assert_close(ours.softmax(x, 1), torch.softmax(x, 1))
+    x = x.detach().requires_grad_()
+    got, right = (torch.autograd.grad(f(x, t), x)[0] for f in (ours.cross_entropy, theirs.cross_entropy))
+    torch.testing.assert_close(got, right)
+
+
 # --- patch()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: `sys.argv[1:]`) and return the exit code."""
+    _open_streams()
     parser = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -75,6 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"fastxent {arguments.command}: {_said(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageFault) else 1
+
+
+def _open_streams() -> None:
+    """Streams that are closed lead nowhere; where one cannot write all characters, it writes others in their place."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 for as long as the process is
+            continue
+        try:
+            "±…×".encode(stream.encoding or "utf-8")
+        except UnicodeEncodeError:
+            stream.reconfigure(errors="replace")
 
 
 def _said(error: Exception) -> str:

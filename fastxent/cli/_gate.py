@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ._faults import UsageFault
+from ._faults import FileFault, UsageFault
 
 HOLDS = 3  # the exit code
 ALIASES = {"ppl": "perplexity", "loss": "nll", "bpb": "bits_per_byte", "agreement": "top1_agreement"}
@@ -43,12 +43,12 @@ def check_names(gates: Sequence[Gate], names: Sequence[str]) -> None:
 
 
 def holding(gates: Sequence[Gate], found: Mapping[str, float | None]) -> list[str]:
-    """Those that hold, with the value; ValueError where there is no value to compare."""
+    """Those that hold, with the value; FileFault where there is no value to compare."""
     result = []
     for one in gates:
         value = found[one.name]
         if value is None or math.isnan(value):
-            raise ValueError(f"--fail-if {one.text!r} cannot be judged: {one.name} is {value}")
+            raise FileFault(f"--fail-if {one.text!r}", f"cannot be judged, {one.name} is {value}")
         if one.compare(value, one.bound):
             result.append(f"{one.text} holds: {one.name} is {value:.6g}")
     return result

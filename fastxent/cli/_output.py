@@ -10,13 +10,26 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ._faults import FileFault
+from ._faults import FileFault, UsageFault
+from .formats import split_name
 
 FORMATS = ("table", "json", "csv")
+
+
+def check_apart(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> None:
+    """Refuse to write over what is read, or two results to one file."""
+    taken = [Path(split_name(name)[1]).resolve() for name in inputs if name is not None]
+    for name in outputs:
+        if name is None:
+            continue
+        target = Path(name).resolve()
+        if target in taken and (target.is_file() or not target.exists()):
+            raise UsageFault(f"{name}: would take the place of another file of this command")
+        taken.append(target)
 
 
 @contextlib.contextmanager

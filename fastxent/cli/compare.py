@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.targets is None and arguments.shift:
             raise UsageFault("--shift is for TARGETS; the targets of a .kld are the tokens to come already")
         check_names(arguments.fail_if, names(targets is not None))
+        given = (arguments.base, arguments.other, arguments.targets, arguments.mask, arguments.lengths)
+        _output.check_apart((arguments.output,), given)
         positions_of([base, other])
         mask, lengths = (opened_vector(name, stack) for name in (arguments.mask, arguments.lengths))
         counted = Positions(base.shape, targets, mask, lengths, arguments.ignore_index, arguments.shift)

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     kind, path, inside = split_name(arguments.dest)
     if kind not in (".npy", ".safetensors", ".kld"):
         raise UsageFault(f"{arguments.dest}: expected F.npy, F.safetensors, F.safetensors:NAME or F.kld to write to")
+    if inside == "__metadata__":
+        raise UsageFault(f"{arguments.dest}: the format keeps that name for itself")
     if kind == ".kld" and arguments.dtype:
         raise UsageFault("a .kld has a type of its own: no --dtype")
     if arguments.log_probs and kind != ".kld":
@@ -72,6 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
         target = Path(path)
         if Path(split_name(arguments.source)[1]).resolve() == target.resolve():
             raise UsageFault(f"{arguments.dest}: SOURCE and DEST are one file")
+        if arguments.tokens and kind != ".kld":
+            if own is None:
+                raise UsageFault("--tokens is for a .kld as SOURCE or DEST")
+            if Path(arguments.tokens).resolve() == target.resolve():
+                raise UsageFault(f"{arguments.tokens}: DEST and --tokens are one file")
         out = stack.enter_context(stack.enter_context(replacing(target)).open("wb"))
         if kind == ".kld":
             _write_kld(out, source, own, arguments, stack)
@@ -79,8 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
             _write_array(out, source, kind, inside or "logits", arguments)
             if own is not None and arguments.tokens:
                 _write_tokens(arguments.tokens, own)
-            elif arguments.tokens:
-                raise UsageFault("--tokens is for a .kld as SOURCE or DEST")
         size = out.tell()
     warn("convert", f"{arguments.dest}: {amount(size)} of {source.describe()}", arguments.quiet)
     return 0
@@ -110,7 +115,7 @@ def _copied(source: Source, dtype: Dtype, arguments: argparse.Namespace) -> Any:
         for part, (rows,) in block.pieces:
             with np.errstate(over="ignore"):
                 values[part] = rows
-            if dtype.itemsize < rows.dtype.itemsize:
+            if dtype != rows.dtype and dtype.itemsize < 8:
                 lost = np.isinf(values[part].astype(np.float32)) & np.isfinite(rows)
                 if lost.any():
                     row = block.start + part.start + int(np.argwhere(lost)[0][0])

@@ -79,6 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         plot_format = _plot.format_of(arguments.plot)
     check_names(arguments.fail_if, names(arguments.top_k))
+    if arguments.token_bytes is None and any(one.name == "bits_per_byte" for one in arguments.fail_if):
+        raise UsageFault("--fail-if on bits per byte needs --token-bytes")
+    given = (arguments.logits, arguments.targets, arguments.mask, arguments.lengths, arguments.token_bytes)
+    _output.check_apart((arguments.output, arguments.plot), given)
     with contextlib.ExitStack() as stack:
         logits, targets = open_inputs(arguments, stack)
         positions_of([logits])

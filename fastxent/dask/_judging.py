@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 
 from .. import cross_entropy_and_grad, logsumexp, softmax
-from ._arrays import Layout, as_dask, is_lazy
+from ._arrays import Layout, as_dask, is_lazy, rechunked
 from ._positions import judged
 
 
@@ -56,6 +56,7 @@ class Arguments:
             self.upstream = as_dask(upstream, "upstream", -1)
             if self.upstream.ndim:
                 self.upstream = judged(upstream, "upstream", shape, "the positions' shape", layout.chunks)
+                self.upstream = rechunked(self.upstream, layout.chunks)
         self._judge_options(layout, options)
         if lengths is not None and not is_lazy(lengths):
             _judge_lengths(np.asarray(lengths), shape[-1])

@@ -128,7 +128,10 @@ def _value(options: Options, max_bytes: int, needed: Needed, operands: Operands,
     hidden, weight, _ = operands
     wide = _computed(operands)
     positions = hidden.shape[:-1]
-    divisors = _divisors(options, positions, weight.shape[0], arrays).astype(wide)
+    if 0 in positions:
+        some = options.reduction == "sum" or (options.reduction == "batch_mean" and positions[0] and len(positions) > 1)
+        return jnp.asarray(0 if some else options.empty_value, wide), _no_grads(needed, operands)
+    divisors = _divisors(options, positions, weight.shape[0], arrays, wide)
     sequences = divisors.reshape(-1, positions[-1]) if len(positions) > 1 else divisors.reshape(-1, 1)
     by: Any
     if options.reduction == "sequence_mean":
@@ -147,16 +150,22 @@ def _value(options: Options, max_bytes: int, needed: Needed, operands: Operands,
     return jnp.where(counted.any(), total, options.empty_value), grads
 
 
-def _divisors(options: Options, positions: tuple[int, ...], classes: int, arrays: Arrays) -> Any:
+def _no_grads(needed: Needed, operands: Operands) -> Any:
+    """The gradients where there is no position."""
+    wide = _computed(operands)
+    return tuple(jnp.zeros(a.shape, _kept(a, wide)) if n else None for n, a in zip(needed, operands, strict=True))
+
+
+def _divisors(options: Options, positions: tuple[int, ...], classes: int, arrays: Arrays, wide: Any) -> Any:
     """What each position adds to the divisor; and class indices are checked, all of them, before the first chunk.
 
     The negative log-likelihood of probabilities that are all exp(-1) is just that.
     """
-    ones = jnp.full((*(1 for _ in positions), classes), -1, jnp.float32)
+    ones = jnp.full((*(1 for _ in positions), classes), -1, wide)
     alone = options._replace(
         axis=len(positions), reduction="none", label_smoothing=0.0, z_loss=0.0, logit_scale=1.0, softcap=0.0
     )
-    return _handler.call("nll_loss", alone, jax.ShapeDtypeStruct(positions, jnp.float32), ones, arrays)
+    return _handler.call("nll_loss", alone, jax.ShapeDtypeStruct(positions, wide), ones, arrays)
 
 
 def _losses_and_grads(
@@ -167,8 +176,10 @@ def _losses_and_grads(
     hidden, weight, bias = operands
     wide = _computed(operands)
     positions, classes = hidden.shape[:-1], weight.shape[0]
+    if 0 in positions:
+        return jnp.zeros(positions, wide), _no_grads(needed, operands)
     if counted is None:
-        _divisors(options, positions, classes, arrays)
+        _divisors(options, positions, classes, arrays, wide)
     valid = _closed_form.valid_positions(options, positions, arrays)
     valid = valid if counted is None else valid & counted
     count = valid.size

@@ -139,8 +139,9 @@ def logsumexp(options: Options, x: Any) -> Any:
 def _logsumexp_jvp(options: Options, primals: Any, tangents: Any) -> tuple[Any, Any]:
     (x,), (dx,) = primals, tangents
     y = logsumexp(options, x)
-    top = jnp.expand_dims(jnp.where(jnp.isfinite(y), y, 0), options.axis)
-    return y, (jnp.exp(x.astype(y.dtype) - top) * dx.astype(y.dtype)).sum(options.axis)
+    p = softmax(options, x.astype(y.dtype))  # not exp(x - y): y has been rounded
+    p = jnp.where(jnp.expand_dims(y == -jnp.inf, options.axis), 0, p)
+    return y, (p * dx.astype(y.dtype)).sum(options.axis)
 
 
 def _compiled(function: Any, *static: int) -> Any:

@@ -15,12 +15,14 @@ def valid_positions(
     """Which positions count, as booleans of the positions' shape; None: all of them."""
     valid = None if mask is None else (mask != 0).expand(shape)
     if lengths is not None:
-        in_time = torch.arange(shape[-1], device=lengths.device) < lengths.unsqueeze(-1)
+        in_time = torch.arange(shape[-1], device=lengths.device) < lengths.long().unsqueeze(-1)
         valid = in_time if valid is None else valid & in_time
-    if target is not None and ignore_index is not None and not target.is_floating_point():
-        heeded = target != ignore_index
-        valid = heeded if valid is None else valid & heeded
-    return valid
+    if target is None or ignore_index is None or target.is_floating_point():
+        return valid
+    if ignore_index < 0 and not target.dtype.is_signed:
+        return valid
+    heeded = target.long() != ignore_index  # as numbers: in the targets' own type -100 would be a uint8's 156
+    return heeded if valid is None else valid & heeded
 
 
 def unmasked(values: Tensor, valid: Any, axis: int) -> Tensor:
@@ -46,7 +48,8 @@ def log_probs(x: Tensor, axis: int, softcap: float) -> Tensor:
 def smoothed(target: Tensor, classes: int, axis: int, label_smoothing: float, dtype: torch.dtype) -> Tensor:
     """What the target says of each class, in the logits' shape. Class indices must be in range."""
     if not target.is_floating_point():
-        target = target.unsqueeze(axis) == along(torch.arange(classes, device=target.device), target.ndim + 1, axis)
+        every = torch.arange(classes, device=target.device)
+        target = target.long().unsqueeze(axis) == along(every, target.ndim + 1, axis)
     return (1 - label_smoothing) * target.to(dtype) + label_smoothing / classes
 
 
@@ -74,7 +77,7 @@ def gradient(
     valid = valid_positions(upstream.shape, mask, lengths, target, ignore_index)
     if valid is not None:  # what does not count is not looked at: 0 * NaN is NaN
         x, upstream = unmasked(x, valid, axis), torch.where(valid, upstream, 0.0)
-        target = torch.where(valid, target, 0) if indices else unmasked(target, valid, axis)
+        target = torch.where(valid, target.long(), 0) if indices else unmasked(target, valid, axis)
     z, slope = capped(x, softcap)
     coefficients = smoothed(target, classes, axis, label_smoothing, z.dtype)
     if weight is not None:

@@ -99,7 +99,7 @@ def reduced(losses: Tensor, target: Any, weight: Any, valid: Any, call: Call) ->
     if call.reduction == "mean":
         by = divisor(losses.shape, target, weight, valid, sample_weight)
         if isinstance(by, int):
-            total = total / by if by else torch.full_like(total, float("nan"))
+            total = total / by if by else total + float("nan")
         else:  # the division by 1 keeps NaN out of the gradient
             total = torch.where(by != 0, total / torch.where(by != 0, by, 1.0), float("nan"))
     return total.to(call.result)
@@ -112,7 +112,7 @@ def divisor(positions: Any, target: Any, weight: Any, valid: Any, sample_weight:
             return positions.numel() if valid is None else valid.sum(dtype=torch.float64)
         factors = sample_weight.double().expand(positions)
     else:
-        at = target.long() if valid is None else torch.where(valid, target, 0).long()
+        at = target.long() if valid is None else torch.where(valid, target.long(), 0)
         factors = weight.double()[at]
         if sample_weight is not None:
             factors = factors * sample_weight

@@ -40,6 +40,8 @@ def plain_cross_entropy(
 
     For calls so small that the checks of the others are most of what they take.
     """
+    if x.is_neg():  # a view that torch negates when it is read
+        x = x.resolve_neg()
     if not (x.requires_grad and _grad_enabled()):
         value = fastxent.cross_entropy(
             x.numpy() if dtype is _float32 else array(x), target.numpy(), axis=1, ignore_index=ignore_index,

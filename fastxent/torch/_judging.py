@@ -49,7 +49,7 @@ def checked_classes(input: Tensor, target: Any, weight: Any, function: str) -> t
     indices = kind not in FLOATS
     if weight is not None:
         check_given(weight, "weight", function)
-        if indices and weight.requires_grad:
+        if indices and weight.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f"{function}(): the loss of class indices is not differentiable by weight; give weight.detach()"
             )

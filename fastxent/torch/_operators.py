@@ -110,9 +110,10 @@ def _losses_backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Any, ...]:
             grads[1] = ((1 - smoothing) * by_class).to(target.dtype)
         if ctx.needs_input_grad[2]:
             if valid is not None and not target.is_floating_point():
-                target = torch.where(valid, target, 0)
+                target = torch.where(valid, target.long(), 0)
             shares = logs * smoothed(target, x.shape[axis], axis, smoothing, logs.dtype)
-            grads[2] = shares.sum([i for i in range(x.ndim) if i != axis]).to(weight.dtype)
+            positions = [i for i in range(x.ndim) if i != axis]  # torch takes no axes for all of them
+            grads[2] = (shares.sum(positions) if positions else shares).to(weight.dtype)
     return tuple(grads)
 
 

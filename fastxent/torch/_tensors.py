@@ -85,6 +85,8 @@ def array(tensor: Tensor) -> Array:
     """The memory of a tensor on the CPU as an array; its gradient is not followed."""
     if tensor.requires_grad:
         tensor = tensor.detach()
+    if tensor.is_neg():  # a view that torch negates when it is read
+        tensor = tensor.resolve_neg()
     if tensor.dtype is torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_ml_bfloat16 or bfloat16())
     result: Array = tensor.numpy()
@@ -128,5 +130,5 @@ def threads() -> int | None:
 def empty_like(tensor: Tensor) -> Tensor:
     """A tensor to be filled, with the shape, dtype and strides that ``torch.empty_like`` gives it."""
     strides = torch.empty_like(tensor, device="meta").stride()
-    memory = torch.from_numpy(np.empty(tensor.nbytes, np.uint8)).view(tensor.dtype)
+    memory = torch.from_numpy(np.empty(tensor.nbytes or tensor.itemsize, np.uint8)).view(tensor.dtype)
     return memory.as_strided(tensor.shape, strides)
