@@ -23,12 +23,13 @@ typedef struct {
     double dot, weight; /* of coefficient × (reference - x), and of the coefficients */
 } RowSums;
 
-/* The rank of a row's target, counted with ENTROPY: a class comes before the target if it is larger or, `at` classes into
- * the block or earlier, equal, that is larger than the next lower number. One comparison each. */
+/* The rank of a row's target, counted with ENTROPY: a class comes before the target if it is larger or, less than `at`
+ * classes into the block, equal, that is larger than the next lower number. One comparison each. And where the maximum is. */
 typedef struct {
-    R target, lower;
+    R limit[2]; /* the target's logit, the next lower number */
     int64_t at; /* whole groups */
     double before;
+    int64_t met; /* the first group of the block with the maximum, once that is known; or -1 */
 } RowOrder;
 
 /* How a block is summed: all of it; but for those that equal the maximum; or up to a group with a larger one. */
@@ -164,7 +165,7 @@ static FX_INLINE R row_peek(const FxCall *call, const char *x) {
 
 /* What a sweep holds in registers. */
 typedef struct {
-    V even, odd, total, lost, moment[2], mass, limit;
+    V even, odd, total, lost, moment[2], mass;
     N equal, before;
 } RowSweep;
 
@@ -172,13 +173,17 @@ typedef struct {
  * most: the largest logit of each four. */
 static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const char *p, int64_t i, int64_t n, int direct,
                                     int paired, V r, V top, ExpScale k, int kind, int how, const R *coefficient,
-                                    int64_t left, R *kept) {
+                                    int64_t left, R *kept, RowOrder *order) {
     const V zero = v_set1(0), one = v_set1(1);
+    const int asks = V_BRANCHES || kind == ENTROPY;
     V v[4], e[4];
-    for (int u = 0; u < 4 && kind == ENTROPY; u++) w->before = v_tally(w->before, v_lt(w->limit, x[u]));
+    if (kind == ENTROPY) {
+        const V limit = v_set1(order->limit[i < order->at]);
+        for (int u = 0; u < 4; u++) w->before = v_tally(w->before, v_lt(limit, x[u]));
+    }
     FX_UNROLL
     for (int u = 0; u < 4; u++) v[u] = v_sub(x[u], r);
-    if (kind == ENTROPY && V_BRANCHES) {
+    if (kind == ENTROPY && V_BRANCHES && STORAGE_IS_REAL && FX_REAL_BITS == 32) { /* measured */
         v_exps(e, v, 2, k);
         v_exps(e + 2, v + 2, 2, k);
     } else {
@@ -189,8 +194,9 @@ static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const cha
         for (int u = 0; u < 4; u++) v_storer(kept + u * LANES, e[u]);
     }
     /* Where masks are not free, the few groups that have the maximum are worth a branch. */
-    if (how == BELOW && (!V_BRANCHES || v_any(v_eq(most, top)))) {
+    if (how == BELOW && (!asks || v_any(v_eq(most, top)))) {
         V again[4];
+        if (kind == ENTROPY && order->met < 0) order->met = i;
         if (V_BRANCHES) { /* read again, rather than kept all the while */
             FX_FORGET(p);
             row_group(again, p, i, n, direct, paired);
@@ -209,14 +215,14 @@ static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const cha
         for (int u = 1; u < 4; u++) moment = v_fma(e[u], v_max(k.lowest, v[u]), moment);
         w->even = w->odd;
         w->odd = next;
-        w->moment[0] = v_sub(w->moment[0], moment);
+        w->moment[0] = v_add(w->moment[0], moment);
         return;
     }
     /* Two sums in turn: half as many roundings in each. */
     w->even = w->odd;
     w->odd = next;
     if (kind == NONE) return;
-    if (0) {
+    if (kind == ENTROPY && V_BRANCHES && STORAGE_IS_REAL && FX_REAL_BITS == 32) {
     }
     FX_UNROLL
     for (int u = 0; u < 4; u++) {
@@ -241,6 +247,11 @@ static FX_INLINE void row_settle(RowSweep *w, RowSums *sums, int kind) {
     add_exactly(&w->total, &w->lost, v_add(w->even, w->odd));
     w->even = w->odd = zero;
     if (kind == NONE) return;
+    if (kind == ENTROPY) {
+        w->moment[1] = v_add(w->moment[1], w->moment[0]);
+        w->moment[0] = zero;
+        return;
+    }
     sums->dot += v_hsum(v_add(w->moment[0], w->moment[1]));
     w->moment[0] = w->moment[1] = zero;
     if (kind == ARRAY) sums->weight += v_hsum(w->mass);
@@ -253,16 +264,12 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
                                  int direct, int paired, int kind, int how, const R *coefficient, const char *ahead,
                                  R *kept, RowOrder *order) {
     const V r = v_set1(reference), top = v_set1(max), zero = v_set1(0);
-    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, zero, v_none(), v_none()};
+    RowSweep w = {zero, zero, zero, zero, {zero, zero}, zero, v_none(), v_none()};
     const int64_t first = i, full = n - GROUP, chain = (kind == NONE || kind == ENTROPY ? 16 : 8) * GROUP;
     V v[4];
     int above = 0;
     while (i <= full && !above) {
         int64_t stop = full < i + chain - GROUP ? full : i + chain - GROUP;
-        if (kind == ENTROPY) {
-            w.limit = v_set1(i < order->at ? order->lower : order->target);
-            if (i < order->at && stop >= order->at) stop = order->at - GROUP;
-        }
         for (; i <= stop; i += GROUP) {
             if (direct)
                 for (int b = 0; b < GROUP * SIZE; b += 64) FX_PREFETCH(ahead + i * SIZE + b);
@@ -273,7 +280,7 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
                 break;
             }
             row_add_group(&w, v, most, p, i, n, direct, paired, r, top, k, kind, how,
-                          kind == ARRAY ? coefficient + i : NULL, GROUP, kept ? kept + i : NULL);
+                          kind == ARRAY ? coefficient + i : NULL, GROUP, kept ? kept + i : NULL, order);
         }
         row_settle(&w, sums, kind);
     }
@@ -281,17 +288,19 @@ static FX_INLINE int64_t row_sum(RowSums *sums, const char *p, int64_t i, int64_
         row_group(v, p, i, n, direct, paired);
         const V most = v_max(v_max(v[0], v[1]), v_max(v[2], v[3]));
         above = how == WATCH && v_any(v_lt(top, most));
-        if (kind == ENTROPY) w.limit = v_set1(i < order->at ? order->lower : order->target);
         if (!above) {
             row_add_group(&w, v, most, p, i, n, direct, paired, r, top, k, kind, how,
-                          kind == ARRAY ? coefficient + i : NULL, n - i, kept ? kept + i : NULL);
+                          kind == ARRAY ? coefficient + i : NULL, n - i, kept ? kept + i : NULL, order);
             row_settle(&w, sums, kind);
             i = n;
         }
     }
     if (kind != NONE && kind != ARRAY) sums->weight += (double)(i - first);
     if (how == BELOW) sums->equal += v_hsum(v_tallied(w.equal));
-    if (kind == ENTROPY) order->before += v_hsum(v_tallied(w.before));
+    if (kind == ENTROPY) {
+        order->before += v_hsum(v_tallied(w.before));
+        sums->dot -= v_hsum(w.moment[1]);
+    }
     double add = v_hsum(with_lost(w.total, w.lost)), all = sums->total + add;
     sums->lost += sums->total > add ? (sums->total - all) + add : (add - all) + sums->total; /* Neumaier */
     sums->total = all;

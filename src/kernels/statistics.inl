@@ -35,26 +35,30 @@ static FX_INLINE double score_earlier(const char *p, int64_t n, R value, int64_t
 
 /* What row_sum counts, of a block whose logits as given are not those that are summed. */
 static FX_NOINLINE void score_fetched(RowOrder *order, const R *p, int64_t n) {
-    for (int64_t i = 0; i < n; i++) order->before += p[i] > (i < order->at ? order->lower : order->target);
+    for (int64_t i = 0; i < n; i++) order->before += p[i] > order->limit[i < order->at];
+}
+
+/* The first class of the group at i that has the value. */
+static FX_INLINE int64_t score_in_group(R value, const char *p, int64_t i, int64_t n, int direct) {
+    V v[4];
+    uint64_t bits = 0;
+    row_group(v, p, i, n, direct, 0);
+    FX_UNROLL
+    for (int u = 0; u < 4; u++) bits |= (uint64_t)v_bits(v_eq(v[u], v_set1(value))) << u * LANES;
+    return i + FX_CTZ(bits);
 }
 
 /* The first class of a block from class i on, whose groups' maxima are known, that has the value. */
 static FX_INLINE int64_t score_first(const V groups[], R value, const char *p, int64_t i, int64_t n, int direct) {
-    V v[4], wanted = v_set1(value);
+    const V wanted = v_set1(value);
     int64_t g = i / GROUP;
     while (g * GROUP < n) {
         V m = v_max(v_max(groups[g], groups[g + 1]), v_max(groups[g + 2], groups[g + 3]));
         if (v_any(v_eq(m, wanted))) break;
         g += 4;
     }
-    for (; g * GROUP < n; g++) {
-        if (!v_any(v_eq(groups[g], wanted))) continue;
-        row_group(v, p, g * GROUP, n, direct, 0);
-        for (int u = 0; u < 4; u++) {
-            unsigned bits = v_bits(v_eq(v[u], wanted));
-            if (bits) return g * GROUP + u * LANES + FX_CTZ(bits);
-        }
-    }
+    for (; g * GROUP < n; g++)
+        if (v_any(v_eq(groups[g], wanted))) return score_in_group(value, p, g * GROUP, n, direct);
     return -1;
 }
 
@@ -67,7 +71,7 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
     const int paired = V_PAIRS && direct, bent = !direct && call->transform, kind = largest ? NONE : ENTROPY;
     V groups[FX_BLOCK / GROUP + 3];
     R max = -(R)INFINITY, reference = max, given_max = max;
-    RowOrder order = {.target = value, .lower = next_lower(value)}, none = {.target = (R)NAN, .lower = (R)NAN};
+    RowOrder order = {.limit = {value, next_lower(value)}}, none = {.limit = {(R)NAN, (R)NAN}};
     RowSums sums = {0};
     int64_t argmax = 0;
     for (int64_t c0 = 0; c0 < classes; c0 += step) {
@@ -84,9 +88,11 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
                 i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, NULL, ahead, NULL, &order);
             if (i == n) continue;
         }
-        R best = top_max(groups, p, i, n, direct, paired);
+        R best = largest || bent      ? top_max(groups, p, i, n, direct, paired)
+                 : row->peeked && !c0 ? row->first
+                                      : row_max(p, i, n, direct, paired);
         if (largest) top_scan(top, groups, p, c0, n, direct);
-        if (!largest && best > given_max) {
+        if (bent && best > given_max) {
             int64_t first = score_first(groups, best, p, i, n, direct);
             argmax = first >= 0 ? c0 + first : 0;
             given_max = best;
@@ -98,9 +104,11 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
         const int higher = best > max;
         if (higher) row_raise(&sums, &max, &reference, best, scale, kind);
         R r = reference > -(R)INFINITY ? reference : 0;
+        order.met = -1;
         if (higher || max == -(R)INFINITY)
             row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead, NULL, bent ? &none : &order);
         else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead, NULL, bent ? &none : &order);
+        if (!bent && !largest && higher) argmax = c0 + score_in_group(max, p, order.met, n, direct);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = order.before};
