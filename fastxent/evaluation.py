@@ -9,6 +9,7 @@ order changes their last digits at most.
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -46,6 +47,14 @@ class _Totals:
     @classmethod
     def nothing(cls, n_top_k: int, bins: int) -> _Totals:
         return cls(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, [0] * n_top_k, [0] * bins, [0] * bins, [0.0] * bins)
+
+    def check(self) -> None:
+        """ValueError where no batches could have led to these counts."""
+        parts = (self.sequences, self.correct, *self.top_k, *self.bin_tokens)
+        if min(*parts, *self.bin_correct, self.masked, self.bytes, self.nll_m2) < 0 or max(parts) > self.tokens:
+            raise ValueError("a count is negative, or larger than that of the tokens")
+        if sum(self.bin_tokens) != self.tokens or sum(self.bin_correct) != self.correct:
+            raise ValueError("the bins' counts do not add up")
 
     def plus(self, other: _Totals) -> _Totals:
         total = _Totals(**{f.name: _sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(_Totals)})
@@ -280,7 +289,10 @@ class Evaluator:
         self._totals = self._totals.plus(self._of_batch(batch))
 
     def merge(self, other: Evaluator) -> None:
-        """Add what another evaluator of the same options has counted."""
+        """Add what another evaluator of the same options has counted.
+
+        Only what says where targets are may differ: `ignore_index`, `shift`, `axis`.
+        """
         if not isinstance(other, Evaluator):
             raise TypeError(f"other must be an Evaluator, got an object of type {type(other).__name__}")
         for (name, mine), theirs in zip(self._settings().items(), other._settings().values(), strict=True):
@@ -322,10 +334,11 @@ class Evaluator:
             same_setting(name, mine, state["settings"].get(name))
         kinds = asdict(_Totals.nothing(len(self._top_k), self._bins))
         try:
-            totals = {name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()}
+            totals = _Totals(**{name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()})
+            totals.check()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"state is not what state_dict returned: {type(error).__name__}: {error}") from error
-        self._totals = _Totals(**totals)
+        self._totals = totals
 
     def _settings(self) -> dict[str, Any]:
         """What two evaluators must have in common for their counts to mean the same."""
@@ -333,6 +346,8 @@ class Evaluator:
             "top_k": list(self._top_k),
             "calibration_bins": self._bins,
             "token_bytes": self._token_bytes is not None,
+            "logit_scale": float(self._logit_scale),
+            "softcap": None if self._softcap is None else float(self._softcap),
         }
 
     def _of_batch(self, batch: ScoredBatch) -> _Totals:
@@ -385,4 +400,4 @@ def _from_plain(value: Any, kind: Any) -> Any:
     """The number, or numbers, of the type that `kind` has."""
     if isinstance(kind, list):
         return [_from_plain(v, of) for v, of in zip(value, kind, strict=True)]
-    return type(kind)(value)
+    return operator.index(value) if isinstance(kind, int) else float(value)

@@ -211,6 +211,13 @@ def test_loading_replaces():
     lambda state: state["totals"].update(tokens=[]),
     lambda state: state["totals"].update(tokens=float("nan")),
     lambda state: state["totals"].update(bin_tokens=3),
+    lambda state: state["totals"].update(tokens=1.5),
+    lambda state: state["totals"].update(masked=-1),
+    lambda state: state["totals"].update(nll_m2=-1.0),
+    lambda state: state["totals"].update(correct=state["totals"]["tokens"] + 1),
+    lambda state: state["totals"].update(tokens=0),
+    lambda state: state["totals"]["bin_tokens"].append(state["totals"]["bin_tokens"].pop() + 1),
+    lambda state: state["totals"]["bin_correct"].append(state["totals"]["bin_correct"].pop() - 1),
     lambda state: state["totals"]["bin_tokens"].pop(),
     lambda state: state["totals"]["top_k"].append(1),
 ])
@@ -278,7 +285,9 @@ def test_bad_options(options, error):
         fastxent.Evaluator(**options)
 
 
-@pytest.mark.parametrize("options", [{"top_k": (1, 3)}, {"calibration_bins": 3}, {"token_bytes": None}])
+@pytest.mark.parametrize("options", [
+    {"top_k": (1, 3)}, {"calibration_bins": 3}, {"token_bytes": None}, {"logit_scale": 2}, {"softcap": 30},
+])
 def test_other_options_do_not_merge(options):
     (name,) = options
     a, b = evaluator(), fastxent.Evaluator(**{"token_bytes": BYTES, **options})
@@ -292,6 +301,15 @@ def test_other_options_do_not_merge(options):
         a.load_state_dict([])
     with pytest.raises(ValueError, match="version"):
         a.load_state_dict({})
+
+
+@pytest.mark.parametrize("options", [
+    {"ignore_index": None}, {"shift": 1}, {"axis": 1}, {"num_threads": 1}, {"logit_scale": np.float32(1)},
+])
+def test_where_targets_are_may_differ(options):
+    a, b = evaluator(), fastxent.Evaluator(token_bytes=BYTES, **options)
+    a.merge(b)
+    a.load_state_dict(json.loads(json.dumps(b.state_dict())))
 
 
 def test_result_is_a_dataclass():

@@ -253,6 +253,7 @@ def test_tensors_elsewhere_are_told_what_to_do():
         (ValueError, "softcap", lambda x, t, q: ours.cross_entropy(x, t, softcap=0.0)),
         (ValueError, "lengths", lambda x, t, q: ours.cross_entropy(x, t, lengths=torch.tensor([7, 1, 1, 1]))),
         (ValueError, "leaf", lambda x, t, q: ours.cross_entropy(x, t, inplace_backward=True)),
+        (ValueError, "leaf", lambda x, t, q: ours.cross_entropy(x.view(x.shape), t, inplace_backward=True)),
         (ValueError, "shape", lambda x, t, q: ours.binary_cross_entropy_with_logits(x, q[:2])),
         (IndexError, "dim must be", lambda x, t, q: ours.softmax(x, 3)),
         (RuntimeError, "not differentiable by weight",

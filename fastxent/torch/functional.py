@@ -83,8 +83,9 @@ def cross_entropy(
     softcap : float, optional
         Replaces x by softcap * tanh(x / softcap).
     inplace_backward : bool, default False
-        Permits the backward pass to write the gradient over `input`, which must not be a leaf: no memory for it is
-        needed, and autograd reports whoever needs `input` afterwards. Compiled code plans its memory itself.
+        Permits the backward pass to write the gradient over `input`, which must not be a leaf or a view of one: no
+        memory for it is needed, and autograd reports whoever needs `input` afterwards. Compiled code plans its memory
+        itself.
 
     Returns
     -------
@@ -136,7 +137,8 @@ def cross_entropy(
         raise ValueError(f"cross_entropy(): softcap must be greater than 0, got {softcap}")
     if mask is not None or lengths is not None or sample_weight is not None:
         mask, lengths, sample_weight = describing(mask, lengths, sample_weight, "cross_entropy")
-    if inplace_backward and input.requires_grad and input.is_leaf:
+    base = input if input._base is None else input._base
+    if inplace_backward and input.requires_grad and base.is_leaf:
         raise ValueError("cross_entropy(): inplace_backward would overwrite a leaf of the graph; give it a result")
     call = Call(
         target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index, label_smoothing, z_loss,
