@@ -137,8 +137,8 @@ def cross_entropy(
         raise ValueError(f"cross_entropy(): softcap must be greater than 0, got {softcap}")
     if mask is not None or lengths is not None or sample_weight is not None:
         mask, lengths, sample_weight = describing(mask, lengths, sample_weight, "cross_entropy")
-    base = input if input._base is None else input._base
-    if inplace_backward and input.requires_grad and base.is_leaf:
+    leaf = input.is_leaf or (input._base is not None and input._base.is_leaf)
+    if inplace_backward and input.requires_grad and leaf:
         raise ValueError("cross_entropy(): inplace_backward would overwrite a leaf of the graph; give it a result")
     call = Call(
         target, weight, None, mask, lengths, sample_weight, result, reduction, ignore_index, label_smoothing, z_loss,
