@@ -20,10 +20,10 @@ import warnings
 
 import cases
 import element_cases
+import linear_cases
 import numpy as np
 import test_divergence
 import test_elementwise
-import test_linear
 import test_parity
 import test_statistics
 
@@ -198,14 +198,14 @@ def linear(random):
     positions = tuple(int(n) for n in random.integers(1, 7, int(random.integers(1, 4))))
     seed, features, n_classes = int(random.integers(10**6)), int(random.integers(1, 20)), class_count(random) % 1200 + 1
     dtype, bias = pick(random, list(cases.FLOATS)), bool(random.integers(2))
-    head = test_linear.Head(seed, positions, features, n_classes, dtype, bias)
+    head = linear_cases.Head(seed, positions, features, n_classes, dtype, bias)
     options = cases.reduction(pick(random, cases.REDUCTIONS))
-    names = [n for n in test_linear.TARGET_OPTIONS if n not in cases.TIME_OPTIONS or len(positions) > 1]
+    names = [n for n in cases.OPTIONS if n not in cases.TIME_OPTIONS or len(positions) > 1]
     for name in random.choice(names, size=int(random.integers(0, 4)), replace=False):
         if {name, *options} >= {"z_loss", "softcap"}:
             continue  # their roundings together are more than the checker allows for
         options |= cases.option(random, str(name), positions, head.classes)
-    limit = pick(random, test_linear.LIMITS)
+    limit = pick(random, linear_cases.LIMITS)
     label = f"linear {positions} {head.hidden.shape} {head.weight.shape} {head.dtype} {options} {limit}"
     return lambda: head.check(options, label=label, max_bytes=limit)
 

@@ -26,7 +26,7 @@ case $kind in
             [activations]="tests/test_parity_activations.py -k (float16-or-float32)-and-(@-or-baseline)-and-not-upstream"
             [elements]="tests/test_elementwise.py tests/test_divergence.py -k not-numba"
             [scoring]="tests/test_statistics.py tests/test_evaluation.py -k not-numba"
-            [linear]="tests/test_linear.py -k not(numba-or-workspace)"
+            [linear]="tests/test_linear.py tests/test_linear_work.py -k not(numba-or-workspace)"
             [random]="tests/test_parity.py -k of_random_products-and-(@-or-baseline)"
             [parity]="tests/test_parity.py -k (layout_cases-or-special_rows)-and-not-(numba-or-baseline)"
             [threads]="tests/test_threads.py -k not(stress-or-refused)"
