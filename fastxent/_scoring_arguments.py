@@ -127,11 +127,12 @@ def evaluator_options(
     return numbers, token_bytes, whole_number(calibration_bins, "calibration_bins", lowest=1)
 
 
-def bytes_of_targets(token_bytes: Array, targets: Array, valid: Array, classes: int) -> int:
-    """How many bytes the targets stand for, at valid positions."""
+def bytes_of_targets(token_bytes: Array, targets: Array, valid: Array, classes: int) -> Array:
+    """How many bytes the target stands for, at each valid position."""
     if token_bytes.shape != (classes,):
         raise ValueError(f"token_bytes has {token_bytes.size} entries, but the logits have {classes} classes")
-    return int(token_bytes[targets[valid].astype(np.intp)].sum())
+    found: Array = token_bytes[targets[valid].astype(np.intp)]
+    return found
 
 
 def same_setting(name: str, mine: Any, other: Any) -> None:

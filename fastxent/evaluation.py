@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as a dictionary."""
-        return asdict(self)
+        return {**vars(self), "top_k_accuracy": dict(self.top_k_accuracy)}
 
 
 class ScoredBatch(NamedTuple):
@@ -301,7 +301,35 @@ class Evaluator:
 
     def compute(self) -> Evaluation:
         """The numbers of all batches so far."""
-        t = self._totals
+        return self._numbers(self._totals)
+
+    def each(self, batch: ScoredBatch) -> Iterator[Evaluation]:
+        """The numbers of each entry of the first axis of a batch, as if it were a sequence and all there is.
+
+        Nothing is counted. For many short sequences this is a hundred times faster than an evaluator for each.
+
+        Parameters
+        ----------
+        batch : ScoredBatch
+            What `score` of an evaluator of the same options returned.
+
+        Returns
+        -------
+        iterator of Evaluation
+            One for each sequence, in order; it computes as it goes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import fastxent
+        >>> evaluator = fastxent.Evaluator()
+        >>> batch = evaluator.score(np.log([[[0.5, 0.25, 0.25]] * 2, [[0.2, 0.2, 0.6]] * 2]), [[0, 1], [2, -100]])
+        >>> [(found.n_tokens, found.accuracy) for found in evaluator.each(batch)]
+        [(2, 0.5), (1, 1.0)]
+        """
+        return map(self._numbers, self._of_each(batch))
+
+    def _numbers(self, t: _Totals) -> Evaluation:
         nll = _ratio(t.nll, t.tokens)
         bits = nll / math.log(2)
         spread = _ratio(t.nll_m2, t.tokens - 1)
@@ -382,8 +410,41 @@ class Evaluator:
         total.bin_correct = np.bincount(bins[right], minlength=self._bins).tolist()
         total.bin_confidence = np.bincount(bins, confidence, minlength=self._bins).tolist()
         if self._token_bytes is not None:
-            total.bytes = bytes_of_targets(self._token_bytes, targets, valid, batch.classes)
+            total.bytes = int(bytes_of_targets(self._token_bytes, targets, valid, batch.classes).sum())
         return total
+
+    def _of_each(self, batch: ScoredBatch) -> Iterator[_Totals]:
+        """The totals of each entry of the first axis."""
+        n = len(batch.arrays[0])
+        log_prob, logsumexp, _, rank, entropy, top, targets = (
+            a.reshape(n, a.size // max(n, 1)) for a in batch.arrays
+        )
+        valid = (rank >= 0) | np.isnan(logsumexp)
+        right = rank == 0
+        tokens = np.count_nonzero(valid, axis=1)
+        losses = np.where(valid, -log_prob.astype(np.float64), 0)
+        with np.errstate(all="ignore"):
+            nll = losses.sum(axis=1)
+            apart = np.where(valid, losses - (nll / tokens)[:, None], 0)
+            nll_m2, entropies = (apart**2).sum(axis=1), entropy.sum(axis=1, dtype=np.float64, where=valid)
+            means = np.where(tokens > 0, nll / tokens, 0)
+        within = [np.count_nonzero((rank >= 0) & (rank < k), axis=1) for k in self._top_k]
+        bins = np.arange(n)[:, None] * self._bins + self._edges.searchsorted(top.astype(np.float64), side="right")
+        bin_tokens, bin_correct, bin_confidence = (
+            np.bincount(bins[chosen], weights, minlength=n * self._bins).reshape(n, self._bins)
+            for chosen, weights in ((valid, None), (right, None), (valid, top[valid].astype(np.float64)))
+        )
+        stands_for = np.zeros(n, np.int64)
+        if self._token_bytes is not None:
+            counted = bytes_of_targets(self._token_bytes, targets, valid, batch.classes)
+            np.add.at(stands_for, valid.nonzero()[0], counted)
+        for i in range(n):
+            yield _Totals(
+                int(tokens[i]), valid.shape[1] - int(tokens[i]), min(int(tokens[i]), 1), int(stands_for[i]),
+                int(np.count_nonzero(right[i])), float(nll[i]), float(nll_m2[i]), float(entropies[i]), float(means[i]),
+                [int(counts[i]) for counts in within], bin_tokens[i].tolist(), bin_correct[i].tolist(),
+                bin_confidence[i].tolist(),
+            )
 
 
 def _ratio(a: float, b: float) -> float:

@@ -369,7 +369,7 @@ def finish_partials(p: ArrayLike) -> FinishedPartials:
     with np.errstate(all="ignore"):
         log_rest = np.log1p(rest)
         log_prob = np.where(np.isfinite(top), 0.0 - ((top - p[..., _TARGET]) + log_rest), np.nan)
-        return FinishedPartials(log_prob, top + log_rest, np.asarray(p[..., _ARGMAX]).astype(np.int64))
+        return FinishedPartials(log_prob, np.asarray(top + log_rest), np.asarray(p[..., _ARGMAX]).astype(np.int64))
 
 
 def _invalid(p: Array) -> Array:

@@ -160,6 +160,31 @@ def test_output_file_is_whole_or_not_there(capsys):
     assert "no/such/folder.json: cannot be written: No such file" in capsys.readouterr().err
 
 
+def test_output_through_a_link(capsys):
+    Path("real").mkdir()
+    Path("real/scores.json").write_text("older")
+    Path("link.json").symlink_to("real/scores.json")
+    Path("new.json").symlink_to("real/new.json")
+    for name in ("link.json", "new.json"):
+        assert main(["eval", "x.npy", "t.npy", "-o", name, "--format", "json", "--quiet"]) == 0
+        assert Path(name).is_symlink()
+    assert json.loads(Path("real/scores.json").read_text()) == json.loads(Path("real/new.json").read_text())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of open files")
+@pytest.mark.parametrize("stream", [1, 2])
+def test_output_to_a_name_of_an_open_file(stream):
+    """As /dev/stdout, which root could replace: what was there is kept, and the name as well."""
+    Path("open").symlink_to(f"/proc/self/fd/{stream}" if sys.platform == "linux" else f"/dev/fd/{stream}")
+    command = shlex.join([sys.executable, "-m", "fastxent.cli", "eval", "x.npy", "t.npy", "--quiet", "-o", "open"])
+    subprocess.run(["sh", "-c", f"echo before > all; {command} {stream}>> all"], check=True, capture_output=True)
+    assert Path("open").is_symlink()
+    before, *text = Path("all").read_text().splitlines()
+    assert text[0].startswith("perplexity")
+    assert before == "before"
+
+
 def test_progress_is_for_terminals(capsys, monkeypatch):
     with _progress.progress(100, quiet=False) as report:
         report(50)

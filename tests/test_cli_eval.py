@@ -247,6 +247,14 @@ def test_nothing_is_scored(capsys, rows, form):
     assert capsys.readouterr().err == f"fastxent compare: no position was compared, of {12 * rows}: every mean is nan\n"
 
 
+@pytest.mark.parametrize("lengths", [[], ["--lengths", "l.npy"]])
+def test_a_shift_beyond_all_steps(capsys, lengths):
+    logits, targets = files.model()
+    write(logits, targets)
+    np.save("l.npy", np.full(5, 6))
+    assert run_json(capsys, "x.npy", "t.npy", "--shift", "9" * 20, *lengths)["n_tokens"] == 0
+
+
 def test_sequences_without_a_position(capsys):
     write(np.zeros((3, 0, 5)), np.zeros((3, 0), int))
     assert main(["eval", "x.npy", "t.npy", "--format", "json", "--per-sequence"]) == 0
@@ -273,7 +281,22 @@ def test_masked_rows_may_hold_anything(capsys):
     files.assert_scores(found, files.expected_scores(logits, targets, np.broadcast_to(np.arange(12) < 6, (5, 12))))
 
 
-@pytest.mark.parametrize("block_rows", [1, 7, 12, 60])
+def test_many_short_sequences_make_no_evaluator_each(capsys, monkeypatch):
+    random = np.random.default_rng(3)
+    write(random.normal(size=(3000, 4)), random.integers(0, 4, 3000))
+    made, true = [], fastxent.Evaluator
+
+    def counting(**options):
+        made.append(options)
+        return true(**options)
+
+    monkeypatch.setattr(fastxent, "Evaluator", counting)
+    assert main(["eval", "x.npy", "t.npy", "--per-sequence", "--quiet", "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3001
+    assert 1 < len(made) < 20
+
+
+@pytest.mark.parametrize("block_rows", [1, 5, 7, 12, 29, 36, 60])
 def test_per_sequence(capsys, monkeypatch, block_rows):
     logits, targets = files.model()
     lengths = np.array([12, 5, 0, 1, 9])

@@ -68,6 +68,36 @@ def test_against_definition(dtype, bins):
     assert_close(e.compute(), expected(logits, targets, valid, bins, (1, 5, 39)))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("steps", [1, T])
+def test_each_sequence_alone(dtype, steps):
+    logits, targets, lengths = batch(3, dtype=dtype)
+    logits[0, 0], logits[1, 1, 2], logits[2, 2, :5] = np.nan, np.inf, -np.inf
+    valid = fastxent.lengths_to_mask(lengths, T)
+    valid[3], valid[:3, :4] = False, True
+    if steps == 1:
+        logits, targets, valid = logits.reshape(-1, C), targets.reshape(-1), valid.reshape(-1)
+    e = evaluator(top_k=[1, 7])
+    found = list(e.each(e.score(logits, targets, mask=valid)))
+    assert len(found) == len(logits) and e.compute().n_masked == 0
+    for i, each in enumerate(found):
+        one = evaluator(top_k=[1, 7])
+        one.update(logits[i : i + 1], targets[i : i + 1], mask=valid[i : i + 1])
+        wanted, mine = one.compute().to_dict(), each.to_dict()
+        assert [type(v) for v in mine.values()] == [type(v) for v in wanted.values()]
+        wanted |= wanted.pop("top_k_accuracy")
+        mine |= mine.pop("top_k_accuracy")
+        for name, value in wanted.items():
+            np.testing.assert_allclose(mine[name], value, rtol=1e-12, atol=1e-14, err_msg=f"{i} {name}")
+
+
+def test_each_of_none():
+    e = evaluator()
+    assert list(e.each(e.score(np.zeros((0, T, C)), np.zeros((0, T), int)))) == []
+    (found,) = e.each(e.score(np.zeros((1, 0, C)), np.zeros((1, 0), int)))
+    assert (found.n_tokens, found.n_masked, found.n_sequences) == (0, 0, 0) and math.isnan(found.nll)
+
+
 @pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
 def test_batches_shift_and_mask(engine):
     """Several batches give the numbers of all at once; what is read ahead is the target and all that describes it."""

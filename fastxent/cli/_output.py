@@ -35,22 +35,23 @@ def check_apart(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> 
 @contextlib.contextmanager
 def opened(path: str | None) -> Iterator[TextIO]:
     """Standard output, or a file beside `path` that takes its place at the end, if nothing went wrong."""
-    if path is None:
-        yield sys.stdout
+    if stream := _standard_stream(path):
+        yield stream
         return
-    target = Path(path)
-    with replacing(target) as part, part.open("w", encoding="utf-8", newline="") as file:
+    assert path is not None
+    with replacing(Path(path)) as part, part.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """The path of a new file in the same folder, renamed to `target` at the end, removed if anything went wrong."""
-    if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to replace
+    if (target.exists() and not target.is_file()) or _is_device(target):  # a pipe, /dev/stderr: nothing to replace
         yield target
         return
+    final = Path(os.path.realpath(target))  # a link stays what it is
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
     except OSError as error:
         raise FileFault(target, f"cannot be written: {error.strerror}") from error
     os.close(handle)
@@ -60,10 +61,33 @@ def replacing(target: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o666 & ~mask)  # as a file that is simply opened
-        part.replace(target)
+        part.replace(final)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _standard_stream(path: str | None) -> TextIO | None:
+    """Standard output, or what `path` is another name of: /dev/stdout, or the file that it is written to."""
+    if path is None:
+        return sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # there is no such file; the stream is not the system's
+            if os.path.samestat(os.stat(path), os.fstat(stream.fileno())):
+                return stream
+    return None
+
+
+def _is_device(target: Path) -> bool:
+    """Whether a path, or a link on its way, is among the system's names of open files."""
+    path = os.path.abspath(target)
+    for _ in range(40):  # as many links as the system follows
+        if path.startswith(("/dev/", "/proc/")):
+            return True
+        if not os.path.islink(path):
+            return False
+        path = os.path.abspath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return False
 
 
 def write(out: TextIO, text: str) -> None:

@@ -31,11 +31,12 @@ class Positions:
     ) -> None:
         self.positions, self.classes = shape[:-1], shape[-1]
         self.count = math.prod(self.positions)
-        self.ignore_index, self.shift, self.targets = ignore_index, shift, targets
+        self.ignore_index, self.targets = ignore_index, targets
         if (shift or lengths is not None) and len(self.positions) < 2:
             option = "--shift" if shift else "--lengths"
             raise UsageFault(f"{option} needs logits with a batch axis and a time axis before the classes, not {shape}")
         self.steps = self.positions[-1] if len(self.positions) > 1 else 1
+        self.shift = min(shift, self.steps)
         self.sequences = math.prod(self.positions[:-1]) if len(self.positions) > 1 else self.count
         if targets is not None:
             self._check_targets(targets)

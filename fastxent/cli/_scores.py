@@ -32,7 +32,7 @@ class Part(NamedTuple):
     evaluator: fastxent.Evaluator
     losses: Array
     valid: Array
-    sequences: list[fastxent.Evaluator]  # of each sequence's part in the block, if that is asked for
+    batch: ScoredBatch | None  # if each sequence is asked for
     nbytes: int
 
 
@@ -66,20 +66,7 @@ class Scores:
         batch = ScoredBatch.joined(batches)
         evaluator.add(batch)
         losses = np.where(valid, -batch.statistics.log_prob.astype(np.float64), 0.0)
-        sequences = []
-        if self.per_sequence:
-            for piece in self._pieces(block.start, block.stop):
-                sequences.append(self._fresh(1))
-                sequences[-1].add(batch.part(piece))
-        return Part(block.start, evaluator, losses, valid, sequences, nbytes)
-
-    def _pieces(self, start: int, stop: int) -> Iterator[slice]:
-        """The rows of a block that belong to one sequence each."""
-        at = start
-        while at < stop:
-            end = min(stop, at + self.steps - at % self.steps)
-            yield slice(at - start, end - start)
-            at = end
+        return Part(block.start, evaluator, losses, valid, batch if self.per_sequence else None, nbytes)
 
     def add(self, part: Part) -> Iterator[tuple[int, Evaluation]]:
         """Add the next block; the sequences that end in it, if they are asked for."""
@@ -88,12 +75,24 @@ class Scores:
             self.means.add(part.start, part.losses, part.valid)
         if self.curves is not None:
             self.curves.add(part.start, part.losses, part.valid)
-        if self.per_sequence:
-            pieces = self._pieces(part.start, part.start + part.valid.size)
-            for piece, sequence in zip(pieces, part.sequences, strict=True):
-                self.open.merge(sequence)
-                if (part.start + piece.stop) % self.steps == 0:
-                    yield self._finish_sequence()
+        if part.batch is not None:
+            yield from self._sequences(part.batch, part.start, part.start + part.valid.size)
+
+    def _sequences(self, batch: ScoredBatch, start: int, stop: int) -> Iterator[tuple[int, Evaluation]]:
+        """Those that end in a block: the one that was open, and whole ones; the last may stay open."""
+        first, last = -(-start // self.steps) * self.steps, stop // self.steps * self.steps
+        if start < min(first, stop):
+            self.open.add(batch.part(slice(0, min(first, stop) - start)))
+            if first <= stop:
+                yield self._finish_sequence()
+        if first < last:
+            inside = batch.part(slice(first - start, last - start))
+            shape = ((last - first) // self.steps, self.steps)
+            for found in self.evaluator.each(inside._replace(arrays=tuple(a.reshape(shape) for a in inside.arrays))):
+                self.index += 1
+                yield self.index - 1, found
+        if first <= last < stop:
+            self.open.add(batch.part(slice(last - start, stop - start)))
 
     def empty_sequences(self, count: int) -> Iterator[tuple[int, Evaluation]]:
         """Those of `count` that have no position at all, after all blocks."""
@@ -102,7 +101,7 @@ class Scores:
 
     def _finish_sequence(self) -> tuple[int, Evaluation]:
         found = self.open.compute()
-        self.open = self._fresh(1)
+        self.open.reset()
         self.index += 1
         return self.index - 1, dataclasses.replace(found, sequence_nll=found.nll, n_sequences=min(found.n_tokens, 1))
 

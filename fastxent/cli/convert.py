@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--log-probs", action="store_true",
-        help="SOURCE has log-probabilities already (such as those of a .kld): write them to a .kld as they are",
+        help="SOURCE has log-probabilities already (such as those of a .kld): no softmax is taken for a .kld",
     )
     add_reading(parser)
 
