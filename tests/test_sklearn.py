@@ -217,6 +217,25 @@ def test_log_loss_of_an_indicator_matrix():
     assert log_loss(np.eye(2)[y % 2], raw[:, 0]) == pytest.approx(log_loss(y % 2, raw[:, 0]))
 
 
+def test_probabilities_keep_their_digits_beside_half_logits():
+    raw, q = np.linspace(-1, 1, 18).reshape(6, 3).astype(np.float16), np.full((6, 3), 1 / 3)
+    assert log_loss(q, raw) == pytest.approx(log_loss(q, raw.astype(float)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "match"), [
+    ([1, 1, np.nan], "sample_weight contains NaN"), ([1, np.inf, 1], "sample_weight contains infinity"),
+    ([1, -1, 0], "sum to zero"), ([[1], [1], [1]], "1D array"),
+])
+def test_log_loss_names_bad_weights(weights, match):
+    with pytest.raises(ValueError, match=match):
+        log_loss([0, 1, 0], np.zeros(3), sample_weight=weights)
+
+
+def test_log_loss_takes_weights_of_any_type():
+    assert log_loss([0, 1, 0], np.arange(3.0), sample_weight=np.array([1, 2, 3], object)) == pytest.approx(
+        log_loss([0, 1, 0], np.arange(3.0), sample_weight=[1.0, 2.0, 3.0]))
+
+
 def test_log_loss_does_not_clip():
     assert log_loss([0, 1], [[0.0, 1e4], [0.0, 1e4]]) == 5000.0
     assert log_loss([0, 1], [1e4, 1e4]) == 5000.0
@@ -242,12 +261,16 @@ def test_log_loss_does_not_clip():
         ([], (0, 2), {"labels": [0, 1]}),
         ([0, 1], (2, 2, 2), {}),
         ([[1, 0, 0], [0, 1, 0]], (2, 2), {}),
+        ([0.0, np.nan], (2, 2), {}),
+        (["a", 1], (2, 2), {}),
+        ([0.25, 0.75], (2, 2), {}),
+        ([0, 1], (2, 2), {"labels": ["0", "1"]}),
     ],
 )
 def test_log_loss_refuses_what_scikit_learn_refuses(y, shape, options):
     with pytest.raises((ValueError, ZeroDivisionError)):  # older versions: zero weights divide by zero
         metrics.log_loss(y, np.full(shape, 1 / shape[-1]), **options)
-    with pytest.raises(ValueError, match=r"label|classes|samples|weight|shape|inconsistent|sample"):
+    with pytest.raises(ValueError, match=r"label|classes|samples|weight|shape|inconsistent|sample|y_true contains NaN"):
         log_loss(y, np.zeros(shape), **options)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import LabelEncoder
-from sklearn.utils import check_consistent_length, column_or_1d, resample
+from sklearn.utils import check_array, check_consistent_length, column_or_1d, resample
 from sklearn.utils.metadata_routing import MetadataRequest
+from sklearn.utils.multiclass import unique_labels
+from sklearn.utils.validation import _check_sample_weight
 
 import fastxent
 
@@ -74,9 +76,11 @@ def log_loss(
     if raw.ndim == 2 and raw.shape[1] == 1:
         raw = raw[:, 0]
     check_consistent_length(raw, y_true, sample_weight)
-    weight = None if sample_weight is None else column_or_1d(sample_weight)
+    weight = None if sample_weight is None else _check_sample_weight(sample_weight, raw)
     if weight is not None and not weight.any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
+    if weight is not None and weight.sum() == 0:
+        raise ValueError("Sample weights sum to zero.")
     targets = _targets(y_true, labels, raw)
     options: dict[str, Any] = {"sample_weight": weight}
     if raw.ndim == 1:
@@ -90,13 +94,15 @@ def log_loss(
 
 def _targets(y_true: ArrayLike, labels: ArrayLike | None, raw: Array) -> Array:
     """Targets of fastxent: class indices, class probabilities, or 0 and 1 in the dtype of one logit a sample."""
-    y = np.asarray(y_true)
+    y = check_array(y_true, ensure_2d=False, dtype=None, input_name="y_true")
     n_columns = 2 if raw.ndim == 1 else raw.shape[1]
     if y.ndim == 2 and y.shape[1] > 1:
         classes = np.arange(y.shape[1]) if labels is None else np.unique(np.asarray(labels))
     else:
         y = column_or_1d(y)
-        classes = LabelEncoder().fit(y if labels is None else column_or_1d(labels)).classes_
+        own = y_true if np.ndim(y_true) == 1 else y  # a list tells numbers from strings
+        classes = unique_labels(own if labels is None else labels)
+        unique_labels(y, classes)  # both of numbers, or both of strings
         if len(classes) == 1 and labels is None:
             raise ValueError(
                 f"y_true contains only one label ({classes[0]}). Please provide the list of all expected class labels "
@@ -114,7 +120,7 @@ def _targets(y_true: ArrayLike, labels: ArrayLike | None, raw: Array) -> Array:
             f"The number of classes in labels is different from that in raw_scores. Classes found in labels: {classes}"
         )
     if y.ndim == 2:
-        indicators = y.astype(np.float64 if raw.dtype.kind in "iu" else raw.dtype)
+        indicators = y.astype(np.float64 if raw.dtype.kind in "iu" else np.result_type(raw, np.float32))
         return indicators if raw.ndim == 2 else indicators[:, 1]
     encoder = LabelEncoder()
     encoder.classes_ = classes
