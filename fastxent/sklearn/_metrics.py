@@ -120,7 +120,7 @@ def _targets(y_true: ArrayLike, labels: ArrayLike | None, raw: Array) -> Array:
             f"The number of classes in labels is different from that in raw_scores. Classes found in labels: {classes}"
         )
     if y.ndim == 2:
-        indicators = y.astype(np.float64 if raw.dtype.kind in "iu" else np.result_type(raw, np.float32))
+        indicators: Array = y.astype(np.float64 if raw.dtype.kind in "iu" else np.result_type(raw, np.float32))
         return indicators if raw.ndim == 2 else indicators[:, 1]
     encoder = LabelEncoder()
     encoder.classes_ = classes
