@@ -237,6 +237,8 @@ def test_tensors_elsewhere_are_told_what_to_do():
     [
         (IndexError, r"position \(1, 2\) is 5, outside \[0, 5\)", lambda x, t, q: ours.cross_entropy(x, t)),
         (IndexError, "outside", lambda x, t, q: ours.nll_loss(x, t)),
+        (IndexError, r"position \(1, 2\) is 5, outside \[0, 5\)",
+         lambda x, t, q: ours.nll_loss(x, t, sample_weight=torch.ones(t.shape, requires_grad=True))),
         (TypeError, "must be a Tensor, not list", lambda x, t, q: ours.cross_entropy([[1.0]], t)),
         (TypeError, "must be a Tensor, not ndarray", lambda x, t, q: ours.cross_entropy(x, t.numpy())),
         (TypeError, "dtype torch.int64", lambda x, t, q: ours.cross_entropy(t, t)),

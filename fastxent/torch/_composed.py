@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import _operators
 from ._closed_form import valid_positions
+from ._tensors import checked_indices, undisturbed
 
 
 class Call(NamedTuple):
@@ -57,6 +58,8 @@ def nll_loss(x: Tensor, call: Call) -> Tensor:
     mask = _with_weights(call.mask, call.sample_weight)
     valid = valid_positions(positions, mask, call.lengths, target, call.ignore_index)
     at = target.long() if valid is None else torch.where(valid, target, 0).long()
+    if undisturbed(x, target):  # elsewhere nobody can look at it, and gather says in its own words what is wrong
+        checked_indices(at.reshape(-1), x.shape[axis], None, positions)
     losses = -x.gather(axis, at.unsqueeze(axis)).squeeze(axis).to(_operators.computed(x.dtype))
     if weight is not None:
         losses = losses * weight[at]

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from . import _composed
 from ._closed_form import valid_positions
 from ._composed import Call
 from ._operators import computed
-from ._tensors import array, followed, tensor_of, threads, undisturbed
+from ._tensors import array, checked_indices, followed, tensor_of, threads, undisturbed
 
 _NAME = "linear_cross_entropy"
 _NOTHING = (False, False, False)
@@ -217,7 +216,7 @@ def _by_torch(x: Tensor, w: Tensor, b: Any, call: Call, upstream: Any, needed: A
         tensor = tensor.detach().expand(positions).reshape(-1)
         return tensor if rows is None else tensor[rows]
 
-    targets = _checked(of_rows(indices), classes, rows, positions)
+    targets = checked_indices(of_rows(indices), classes, rows, positions)
     count, weights = len(targets), of_rows(call.sample_weight)
     if call.reduction == "mean":
         by = float(_composed.divisor(targets.shape, targets, call.weight, None, weights))
@@ -269,15 +268,6 @@ def _by_torch(x: Tensor, w: Tensor, b: Any, call: Call, upstream: Any, needed: A
 def _added(total: Any, part: Tensor, parts: int) -> Tensor:
     """A sum of several chunks is one of float32, rounded once; that of a single one is itself."""
     return part if parts == 1 else part.float() if total is None else total.add_(part)
-
-
-def _checked(targets: Tensor, classes: int, rows: Any, positions: Any) -> Tensor:
-    outside = (targets < 0) | (targets >= classes)
-    if outside.any():
-        at = outside.nonzero()[0, 0]
-        where = tuple(int(i) for i in np.unravel_index(int(at if rows is None else rows[at]), tuple(positions)))
-        raise IndexError(f"the target at position {where} is {int(targets[at])}, outside [0, {classes})")
-    return targets
 
 
 # --- operators, for compilers

@@ -44,6 +44,16 @@ def undisturbed(*tensors: Tensor | None) -> bool:
     return True
 
 
+def checked_indices(targets: Tensor, classes: int, rows: Any, positions: Any) -> Tensor:
+    """Flat targets of the positions `rows` (None: all), if each of them is a class."""
+    outside = (targets < 0) | (targets >= classes)
+    if outside.any():
+        at = outside.nonzero()[0, 0]
+        where = tuple(int(i) for i in np.unravel_index(int(at if rows is None else rows[at]), tuple(positions)))
+        raise IndexError(f"the target at position {where} is {int(targets[at])}, outside [0, {classes})")
+    return targets
+
+
 def plain(input: Any, target: Any) -> Any:
     """The dtype of ordinary float logits of two or more axes with class indices, as most are; None: they are not."""
     if not (type(input) is type(target) is Tensor and undisturbed() and target.dtype is _int64):
