@@ -105,7 +105,8 @@ class _Terms:
         w = np.ones(n_classes, _WIDE) if class_weight is None else _wide(class_weight)
         if is_index:
             index = _checked(_ahead(targets, shift), valid, n_classes)
-            q = (np.arange(n_classes) == index[..., None]).astype(_WIDE)
+            self.at_target = np.arange(n_classes) == index[..., None]
+            q = self.at_target.astype(_WIDE)
             of_target = np.where(q != 0, w, 0).sum(axis=-1)  # also for a position without classes
         else:
             q = _ahead(np.moveaxis(_wide(targets), axis, -1), shift, time=-2)

@@ -9,6 +9,8 @@ and range being those between the two largest logits, and the largest and the sm
 - scale factors (sample weight, upstream, 1 / divisor, and their product): SCALE u.
 - softcap: z = cap tanh(x/cap) is right to TANH u |z|, which moves every difference z - m by as much, absolutely; the
   slope 1 - tanh^2 is right to TANH u, absolutely.
+- label smoothing with class weights: W p - c, the form of every class but the target, cancels where the most likely
+  class is not the target and has nearly all of the weight W itself; elsewhere -(others + c s) / (1 + s) does not.
 - z_loss: m + log1p(s) may cancel: absolutely right to u (|m| + (4 + gap) log1p(s)).
 
 Every sum here is one of magnitudes, never of signed terms: a bound says what roundings can do, not what they did.
@@ -58,14 +60,16 @@ class Bounds:
         gap = np.where(np.isfinite(gap), gap, 0)
         sizes = np.where(c != 0, c * (row.log1p_s[..., None] + below), 0).sum(axis=-1)
         total, others = c.sum(axis=-1), np.where(row.at_top, 0, c).sum(axis=-1)
-        plain = self.case.targets.dtype.kind in "iu" and not {"class_weight", "label_smoothing"} & set(
-            self.case.options
-        )
+        plain_targets = self.case.targets.dtype.kind in "iu"
+        plain = plain_targets and not {"class_weight", "label_smoothing"} & set(self.case.options)
         extra = 0 if plain else COEFFICIENT
         smallest = 2.0**-126 if self.single else 2.0**-1022
         loss_error = (4 + gap + extra + SCALE) * u * sizes + total * c.shape[-1] * smallest
         share = (others[..., None] + c * s[..., None]) / (1 + s)[..., None]
-        magnitude = np.where(row.at_top, share, total[..., None] * row.p + c)
+        accurate = row.at_top
+        if plain_targets and {"class_weight", "label_smoothing"} <= set(self.case.options):
+            accurate = accurate & self.run.terms.at_target
+        magnitude = np.where(accurate, share, total[..., None] * row.p + c)
         steps = (8 + 2 * reach + extra + SCALE)[..., None] * u
         error = steps * magnitude + self.tiny * (total[..., None] + 1)
         moved = 2 * TANH * u * (np.abs(row.top) + reach) if softcap is not None else np.zeros_like(s)

@@ -13,6 +13,7 @@ test files, with their bounds; what is new here is the width of the draw.
 """
 
 import argparse
+import contextlib
 import sys
 import time
 import traceback
@@ -246,13 +247,14 @@ def main():
     warnings.simplefilter("error")
     engines = [names[name] for name in arguments.engines]
     began, failed, number = time.monotonic(), 0, arguments.first
-    while number < arguments.first + arguments.cases and time.monotonic() - began < arguments.seconds:
-        for engine, family, error in judge(number, engines):
-            failed += 1
-            print(f"{number} {engine} {family}: {type(error).__name__}: {str(error)[:600]}", flush=True)
-            if arguments.traceback:
-                traceback.print_exception(error)
-        number += 1
+    with contextlib.suppress(KeyboardInterrupt):  # it says how far it came
+        while number < arguments.first + arguments.cases and time.monotonic() - began < arguments.seconds:
+            for engine, family, error in judge(number, engines):
+                failed += 1
+                print(f"{number} {engine} {family}: {type(error).__name__}: {str(error)[:600]}", flush=True)
+                if arguments.traceback:
+                    traceback.print_exception(error)
+            number += 1
     print(f"cases {arguments.first} to {number - 1} on {', '.join(arguments.engines)}: {failed} failures, "
           f"{time.monotonic() - began:.0f} s")
     return failed > 0

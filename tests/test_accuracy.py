@@ -236,6 +236,21 @@ def test_exact_answers_are_those_of_mpmath(family, dtype):
                         assert error <= mp.mpf(float(allowed)) / 50, (case.name, quantity, i)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("engine", cases.engines(), ids=lambda e: "-".join(filter(None, e)))
+def test_equal_terms_of_class_probabilities_do_not_drift(engine, dtype):
+    """Additions of the same number err the same way each time: a chain of them would be wrong by 30 u."""
+    u = 2.0**-23 if dtype == "float32" else 2.0**-52
+    with cases.running_on(*engine):
+        for n in (100, 1000, 5000, 100_000):
+            for value in (0.1, 0.3, 0.7):
+                x, q = np.full((1, n), -value, dtype), np.full((1, n), 1.1 / n, dtype)
+                exact = math.fsum((-x * q.astype(np.longdouble)).ravel())
+                assert fastxent.nll_loss(x, q) == pytest.approx(exact, rel=3 * u, abs=0)
+                exact = math.fsum((-np.log(-x.astype(np.longdouble)) * q).ravel())
+                assert fastxent.cross_entropy_from_probs(-x, q) == pytest.approx(exact, rel=8 * u, abs=0)
+
+
 def test_losses_far_below_the_rounding_of_one():
     assert min(exact.value["loss"].min() for exact in expected("margins", "float32")) < 1e-30
     for dtype, distance in (("float32", 69.5), ("float64", 690.5)):

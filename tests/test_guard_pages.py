@@ -73,3 +73,21 @@ def test_nothing_outside_is_touched(engine, dtype):
                     fastxent.cross_entropy_and_grad(columns, t[None], axis=1, out_grad=columns)
                     fastxent.cross_entropy_and_grad(x, t, out_grad=x)
                     same_bits(x, grad)
+
+
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("engine", cases.engines(), ids=lambda engine: "-".join(filter(None, engine)))
+def test_a_nan_beside_the_maximum_leads_nowhere(engine, dtype):
+    """A maximum may be seen by integers, in whose order some NaN are the lowest, and not by numbers."""
+    with cases.running_on(*engine):
+        for n_classes in (64, 300, 1024, 3000):
+            logits = np.zeros((66, n_classes), np.float32)
+            for i, row in enumerate(logits):
+                row[0], row[1 + i // 2 % (n_classes - 1)] = 5, np.copysign(np.nan, (-1) ** i)
+            x = Guarded()(logits.astype(cases.DTYPES[dtype]), at_end=False)
+            found = fastxent.token_statistics(x, np.zeros(66, int))
+            assert np.isnan(found.log_prob).all() and (found.argmax == -1).all() and (found.rank == -1).all()
+            for i in range(66):  # each at the page's beginning
+                one = Guarded()(x[i : i + 1], at_end=False)
+                assert fastxent.token_statistics(one, [0]).argmax == -1
+                assert np.isnan(fastxent.partials(one, [0])[0, 0])

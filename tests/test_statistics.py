@@ -139,6 +139,19 @@ ROW_LENGTHS = (1, 2, 5, 17, 33, 64, 127, 130, 700, 1023, 1024, 1090, 2100)
 
 
 @on_every_engine
+@pytest.mark.parametrize("dtype", cases.FLOATS)
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_the_largest_is_found_at_every_class(engine, dtype, softcap):
+    with cases.running_on(*engine):
+        for n_classes in (65, 300, 1100):
+            logits = cases.rng(3, n_classes).integers(-40, 0, (n_classes, n_classes)).astype(np.float32) / 8
+            np.fill_diagonal(logits, 1)
+            logits, targets = logits.astype(cases.DTYPES[dtype]), np.zeros(n_classes, int)
+            found = fastxent.token_statistics(logits, targets, softcap=softcap)
+            np.testing.assert_array_equal(found.argmax, np.arange(n_classes))
+
+
+@on_every_engine
 @for_every_float
 @pytest.mark.parametrize("axis", [0, -1])
 def test_ranks_of_ties(engine, dtype, axis):

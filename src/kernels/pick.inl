@@ -12,21 +12,27 @@ static FX_INLINE V pick_value(V x, int form) {
 static double pick_dot(const Row *row, int form) {
     const FxCall *call = row->call;
     const FxOperand *x = &call->operand[FX_X];
-    double sum = 0;
+    double sum = 0, rounded = 0;
     R *p = (R *)row->scratch->fetch;
     for (int64_t c0 = 0; c0 < call->classes; c0 += FX_BLOCK) {
         int64_t n = call->classes - c0 < FX_BLOCK ? call->classes - c0 : FX_BLOCK;
         FETCH(p, row->x + c0 * x->class_stride, x->dtype, x->swapped, x->class_stride, n);
         const R *c = row_coefficients(row, c0, n);
-        V total = v_set1(0);
+        V total = v_set1(0), lost = total, part = total;
         for (int64_t i = 0; i < n; i += LANES) {
             int m = n - i < LANES ? (int)(n - i) : LANES;
             V w = v_load_tail_r(c + i, m, v_set1(0)), v = pick_value(v_load_tail_r(p + i, m, v_set1(1)), form);
-            total = v_add(total, v_drop(v_eq(w, v_set1(0)), v_mul(w, v)));
+            part = v_add(part, v_drop(v_eq(w, v_set1(0)), v_mul(w, v)));
+            if (i / LANES % 8 != 7) continue;
+            add_exactly(&total, &lost, part); /* no long chain: equal terms err the same way each time */
+            part = v_set1(0);
         }
-        sum += v_hsum(total);
+        add_exactly(&total, &lost, part);
+        const double add = v_hsum(with_lost(total, lost)), all = sum + add, own = all - sum;
+        rounded += (sum - (all - own)) + (add - own);
+        sum = all;
     }
-    return sum;
+    return rounded == rounded ? sum + rounded : sum;
 }
 
 /* The gradient of one row: upstream · coefficient · slope, for probabilities as targets. */

@@ -41,11 +41,13 @@ static FX_NOINLINE void score_fetched(RowOrder *order, const R *p, int64_t n) {
 /* The first class of the group at i that has the value. */
 static FX_INLINE int64_t score_in_group(R value, const char *p, int64_t i, int64_t n, int direct) {
     V v[4];
-    uint64_t bits = 0;
     row_group(v, p, i, n, direct, 0);
     FX_UNROLL
-    for (int u = 0; u < 4; u++) bits |= (uint64_t)v_bits(v_eq(v[u], v_set1(value))) << u * LANES;
-    return i + FX_CTZ(bits);
+    for (int u = 0; u < 4; u++) {
+        unsigned bits = v_bits(v_eq(v[u], v_set1(value)));
+        if (bits) return i + u * LANES + FX_CTZ(bits);
+    }
+    return -1;
 }
 
 /* The first class of a block from class i on, whose groups' maxima are known, that has the value. */
@@ -108,7 +110,8 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
         if (higher || max == -(R)INFINITY)
             row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, NULL, ahead, NULL, bent ? &none : &order);
         else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, WHOLE, NULL, ahead, NULL, bent ? &none : &order);
-        if (!bent && !largest && higher) argmax = c0 + score_in_group(max, p, order.met, n, direct);
+        /* Beside a NaN a maximum may be met by row_max alone. */
+        if (!bent && higher && order.met >= 0) argmax = c0 + score_in_group(max, p, order.met, n, direct);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (Score){.max = max, .rest = rest, .moment = scale * sums.dot, .argmax = argmax, .rank = order.before};

@@ -118,17 +118,21 @@ def fetched(tag, c, which, p, to, c0, n):
 @kernel("d")
 def pick_row(tag, c, f, s, x, q, to, form, upstream: float):
     """The loss of one row of class probabilities; its gradient to `to`, if that is not 0."""
-    total, c0 = 0.0, 0
+    total, lost, c0 = 0.0, 0.0, 0
     while c0 < c[CLASSES]:
         n = block_size(tag, c[CLASSES] - c0)
         p, w = fetched(tag, c, X, x, s + FETCHED, c0, n), coefficients(tag, c, f, s, q, c0, n)
-        total += pick_dot(tag, p, w, n, form)
+        add = pick_dot(tag, p, w, n, form)
+        together = total + add
+        own = together - total
+        lost += (total - (together - own)) + (add - own)
+        total = together
         if to:
             stride = operand(tag, c, OUT, CLASS_STRIDE)
             pick_slope(tag, p, w, s + MADE, n, upstream, form)
             emit(tag, to + c0 * stride, operand(tag, c, OUT, DTYPE), stride, s + MADE, n)
         c0 += n
-    return total
+    return total + lost if lost == lost else total
 
 
 @kernel("i")
