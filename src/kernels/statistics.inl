@@ -41,13 +41,11 @@ static FX_NOINLINE void score_fetched(RowOrder *order, const R *p, int64_t n) {
 /* The first class of the group at i that has the value. */
 static FX_INLINE int64_t score_in_group(R value, const char *p, int64_t i, int64_t n, int direct) {
     V v[4];
+    uint64_t bits = 0; /* of up to 64 lanes */
     row_group(v, p, i, n, direct, 0);
     FX_UNROLL
-    for (int u = 0; u < 4; u++) {
-        unsigned bits = v_bits(v_eq(v[u], v_set1(value)));
-        if (bits) return i + u * LANES + FX_CTZ(bits);
-    }
-    return -1;
+    for (int u = 0; u < 4; u++) bits |= (uint64_t)v_bits(v_eq(v[u], v_set1(value))) << u * LANES;
+    return bits ? i + FX_CTZ(bits) : -1;
 }
 
 /* The first class of a block from class i on, whose groups' maxima are known, that has the value. */

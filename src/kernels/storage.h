@@ -37,9 +37,9 @@
 #define FX_UNROLL
 #define FX_PREFETCH(p) ((void)(p))
 #define FX_FORGET(p)   ((void)(p))
-static __forceinline int FX_CTZ(unsigned bits) {
+static __forceinline int FX_CTZ(uint64_t bits) {
     int n = 0;
-    while (!(bits >> n & 1u)) n++;
+    while (!(bits >> n & 1)) n++;
     return n;
 }
 #else
@@ -47,6 +47,6 @@ static __forceinline int FX_CTZ(unsigned bits) {
 #define FX_NOINLINE    __attribute__((noinline))
 #define FX_UNROLL      _Pragma("GCC unroll 16")
 #define FX_PREFETCH(p) __builtin_prefetch(p)
-#define FX_CTZ         __builtin_ctz
+#define FX_CTZ         __builtin_ctzll
 #define FX_FORGET(p)   __asm__("" : "+r"(p)) /* what was read through p is not known to be there still */
 #endif
