@@ -139,7 +139,7 @@ ROW_LENGTHS = (1, 2, 5, 17, 33, 64, 127, 130, 700, 1023, 1024, 1090, 2100)
 
 
 @on_every_engine
-@pytest.mark.parametrize("dtype", cases.FLOATS)
+@for_every_float
 @pytest.mark.parametrize("softcap", [None, 20.0])
 def test_the_largest_is_found_at_every_class(engine, dtype, softcap):
     with cases.running_on(*engine):

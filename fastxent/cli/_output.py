@@ -35,10 +35,12 @@ def check_apart(outputs: Sequence[str | None], inputs: Sequence[str | None]) -> 
 @contextlib.contextmanager
 def opened(path: str | None) -> Iterator[TextIO]:
     """Standard output, or a file beside `path` that takes its place at the end, if nothing went wrong."""
+    if path is None:
+        yield sys.stdout
+        return
     if stream := _standard_stream(path):
         yield stream
         return
-    assert path is not None
     with replacing(Path(path)) as part, part.open("w", encoding="utf-8", newline="") as file:
         yield file
 
@@ -67,10 +69,8 @@ def replacing(target: Path) -> Iterator[Path]:
         raise
 
 
-def _standard_stream(path: str | None) -> TextIO | None:
-    """Standard output, or what `path` is another name of: /dev/stdout, or the file that it is written to."""
-    if path is None:
-        return sys.stdout
+def _standard_stream(path: str) -> TextIO | None:
+    """The stream that `path` is another name of: /dev/stdout, or the file that it is written to."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # there is no such file; the stream is not the system's
             if os.path.samestat(os.stat(path), os.fstat(stream.fileno())):

@@ -183,7 +183,7 @@ static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const cha
     }
     FX_UNROLL
     for (int u = 0; u < 4; u++) v[u] = v_sub(x[u], r);
-    if (kind == ENTROPY && V_BRANCHES && STORAGE_IS_REAL && FX_REAL_BITS == 32) { /* measured */
+    if (kind == ENTROPY && V_BRANCHES && STORAGE_IS_REAL && FX_REAL_BITS == 32) { /* what 16 registers hold; measured */
         v_exps(e, v, 2, k);
         v_exps(e + 2, v + 2, 2, k);
     } else {
@@ -222,8 +222,6 @@ static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const cha
     w->even = w->odd;
     w->odd = next;
     if (kind == NONE) return;
-    if (kind == ENTROPY && V_BRANCHES && STORAGE_IS_REAL && FX_REAL_BITS == 32) {
-    }
     FX_UNROLL
     for (int u = 0; u < 4; u++) {
         int64_t here = left - u * LANES;

@@ -88,9 +88,7 @@ static FX_INLINE void score_row_as(const Row *row, R value, int64_t at, Top *top
                 i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, NULL, ahead, NULL, &order);
             if (i == n) continue;
         }
-        R best = largest || bent      ? top_max(groups, p, i, n, direct, paired)
-                 : row->peeked && !c0 ? row->first
-                                      : row_max(p, i, n, direct, paired);
+        R best = largest || bent ? top_max(groups, p, i, n, direct, paired) : row_max(p, i, n, direct, paired);
         if (largest) top_scan(top, groups, p, c0, n, direct);
         if (bent && best > given_max) {
             int64_t first = score_first(groups, best, p, i, n, direct);
