@@ -148,9 +148,12 @@ typedef struct FxCall {
 
 enum {
     FX_BLOCK = 1024,       /* classes that a row kernel takes at once, twice through L1 */
-    FX_MAX_WIDTH = 512,    /* positions that a block may hold */
+    FX_MAX_WIDTH = 512,    /* positions that a block may hold, */
+    FX_MAX_REACH = 576,    /* with those of the cache lines in which it begins and ends (Run.reach) */
     FX_TILE_CLASSES = 256, /* up to here a whole transposed tile stays in L1 */
-    FX_KEPT = 130 << 9,    /* float64 numbers: exponentials of columns kept for their gradient, half a megabyte */
+    FX_KEPT = 140 << 10,   /* float64 numbers: exponentials kept for the gradient, a megabyte */
+    FX_KEPT_PARTS = FX_KEPT * 2 / FX_BLOCK +
+        2,                 /* of a row: one more where its reference changes, in a block at most once */
     FX_ELEMENTS = 1 << 14, /* elements that a block may hold: a number a position, taken by FX_MAX_WIDTH */
     FX_MAX_LANES = 16,
     FX_ROWS_FROM_F32 = 256,
@@ -173,14 +176,16 @@ typedef struct {
     double fetch[FX_BLOCK], slope[FX_BLOCK], emit[FX_BLOCK], coefficient[FX_BLOCK];
     double tile[FX_TILE_CLASSES * FX_MAX_LANES], target_tile[FX_TILE_CLASSES * FX_MAX_LANES];
     double slope_tile[FX_TILE_CLASSES * FX_MAX_LANES];
-    double max[FX_MAX_WIDTH], rest[FX_MAX_WIDTH], gap[FX_MAX_WIDTH], dot[FX_MAX_WIDTH], mass[FX_MAX_WIDTH];
-    double top[FX_MAX_WIDTH], factor[FX_MAX_WIDTH], spread[FX_MAX_WIDTH], value[FX_MAX_WIDTH], loss[FX_MAX_WIDTH];
-    double sample[FX_MAX_WIDTH], upstream[FX_MAX_WIDTH], sample_r[FX_MAX_WIDTH], upstream_r[FX_MAX_WIDTH];
-    double argmax[FX_MAX_WIDTH], rank[FX_MAX_WIDTH];
-    double lower[FX_MAX_WIDTH], at[FX_MAX_WIDTH], met[FX_MAX_WIDTH], count[FX_MAX_WIDTH];
+    double max[FX_MAX_REACH], rest[FX_MAX_REACH], gap[FX_MAX_REACH], dot[FX_MAX_REACH], mass[FX_MAX_REACH];
+    double top[FX_MAX_REACH], factor[FX_MAX_REACH], spread[FX_MAX_REACH], value[FX_MAX_REACH], loss[FX_MAX_REACH];
+    double sample[FX_MAX_REACH], upstream[FX_MAX_REACH], sample_r[FX_MAX_REACH], upstream_r[FX_MAX_REACH];
+    double argmax[FX_MAX_REACH], rank[FX_MAX_REACH];
+    double lower[FX_MAX_REACH], at[FX_MAX_REACH], met[FX_MAX_REACH], count[FX_MAX_REACH];
     double kept[FX_KEPT];
-    int64_t target[FX_MAX_WIDTH];
-    int32_t valid[FX_MAX_WIDTH];
+    double kept_reference[FX_KEPT_PARTS];
+    int64_t kept_from[FX_KEPT_PARTS], kept_parts;
+    int64_t target[FX_MAX_REACH];
+    int32_t valid[FX_MAX_REACH];
     double slack[FX_MAX_LANES]; /* what a vector may write past the last position */
 } FxScratch;
 

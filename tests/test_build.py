@@ -139,6 +139,38 @@ def test_neon_agrees_with_portable_kernels(tmp_path):
     assert checked.returncode == 0 and checked.stdout.startswith("neon: "), checked.stdout + checked.stderr
 
 
+def test_avx512_as_portable_functions(tmp_path):
+    """The AVX-512 kernels where there is no AVX-512, fuzzed as an engine (ten minutes, most of them compiling)."""
+    simde = Path("/usr/include/simde/x86/avx512.h")
+    if not isolated.X86_64 or not simde.exists() or not os.environ.get("FASTXENT_EMULATE"):
+        pytest.skip("needs libsimde-dev and FASTXENT_EMULATE=1")
+    pytest.importorskip("Cython")
+    tree = tmp_path / "tree"
+    for name in ("src", "fastxent"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    include, emulated = "#include <immintrin.h>\n", f'#include "{ROOT / "tests" / "c" / "avx512_emulated.h"}"\n'
+    for name, before, after in [
+        ("setup.py", '"-O3"', '"-O1"'),
+        ("src/vec/avx512.h", "#pragma GCC target", "// "),
+        ("src/vec/avx512_f32.h", include, emulated),
+        ("src/vec/avx512_f64.h", include, emulated),
+        ("src/cpu.c", "return 1u << FX_ISA_AVX2;", "return (1u << FX_ISA_AVX2) | (1u << FX_ISA_AVX512);"),
+    ]:
+        text = (tree / name).read_text()
+        assert text.count(before) == 1, name
+        (tree / name).write_text(text.replace(before, after))
+    flags = "-g0 -w -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt -mpopcnt"
+    environment = os.environ | {"CFLAGS": flags, "CC": "gcc", "PYTHONPATH": str(tree)}
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    built = subprocess.run(build, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
+    fuzz = [sys.executable, ROOT / "tests" / "fuzz.py", "--cases", "1000", "--engines", "native-avx512"]
+    ran = subprocess.run(fuzz, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and "native-avx512" in ran.stdout, ran.stdout + ran.stderr
+
+
 # --- instruction sets in the built module
 
 # Which registers and instructions a file's code may and must have.

@@ -57,6 +57,7 @@ def test_declarations_are_those_of_jaxlib(tmp_path):
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
     lines = ['#include "xla_ffi.h"', '#include "xla/ffi/api/c_api.h"']
+    lines += ["#if XLA_FFI_API_MINOR >= 4", "typedef XLA_FFI_InternalExtension XLA_FFI_Extension_Base;", "#endif"]
     for (our, their), fields in LAYOUT.items():
         for field in fields.split():
             one, _, other = field.partition("=")

@@ -236,60 +236,6 @@ def test_a_positions_bits_are_its_own(n_classes, dtype, engine):
 
 @on_every_engine
 @every_float
-@pytest.mark.parametrize("n_classes", [17, 250, 501, 1025])
-def test_results_larger_than_the_caches_are_those_of_small_calls(n_classes, dtype, engine):
-    """Large outputs are stored past the caches: whatever their alignment, with zeros and targets at every place."""
-    random = cases.rng(94, n_classes)
-    n = 6 * 2**20 // (cases.FLOATS[dtype].itemsize * n_classes)
-    logits = cases.scores(random, (n, n_classes), cases.FLOATS[dtype])
-    targets, mask = np.arange(n) % n_classes, random.uniform(size=n) < 0.9
-    with cases.running_on(*engine):
-        pieces = [slice(i, i + 97) for i in range(0, n, 97)]
-        small = [fastxent.cross_entropy_and_grad(logits[i], targets[i], mask=mask[i], **NONE) for i in pieces]
-        loss, gradient = (np.concatenate(parts) for parts in zip(*small, strict=True))
-        p, logs = (np.concatenate([f(logits[i]) for i in pieces]) for f in (fastxent.softmax, fastxent.log_softmax))
-        for offset in (0, 1, 2 * cases.FLOATS[dtype].itemsize, 16):
-            raw = np.zeros(logits.nbytes + offset, np.uint8)[offset:].view(logits.dtype).reshape(logits.shape)
-            got = fastxent.cross_entropy_and_grad(logits, targets, mask=mask, out_grad=raw, **NONE)
-            same(got[0], loss)
-            same(raw, gradient)
-            same(fastxent.softmax(logits, out=raw), p)
-            same(fastxent.log_softmax(logits, out=raw), logs)
-
-
-@on_every_engine
-@every_float
-@pytest.mark.parametrize("n_classes", [19, 300, 1000, 1100])
-def test_large_results_of_columns_are_those_of_small_calls(n_classes, dtype, engine):
-    """The same with the positions side by side, whole panels of them masked; and what lies around stays as it was."""
-    random, item = cases.rng(95, n_classes), cases.FLOATS[dtype].itemsize
-    times = 5 * 2**20 // (2 * item * n_classes) | 1
-    logits = cases.scores(random, (2, n_classes, times), cases.FLOATS[dtype])
-    targets = random.integers(0, n_classes, (2, times))
-    mask = (random.uniform(size=(2, times)) < 0.9) & (np.arange(times) // 200 % 3 > 0)
-    with cases.running_on(*engine):
-        parts = [
-            fastxent.cross_entropy_and_grad(
-                np.ascontiguousarray(logits[..., i : i + 97]), targets[:, i : i + 97], mask=mask[:, i : i + 97], axis=1,
-                **NONE,
-            )
-            for i in range(0, times, 97)
-        ]  # fmt: skip
-        loss, gradient = np.concatenate([a for a, _ in parts], 1), np.concatenate([b for _, b in parts], 2)
-        for offset in (0, item, 16, 60):
-            memory = np.full(logits.nbytes + 256, 7, np.uint8)
-            raw = memory[128 + offset :][: logits.nbytes].view(logits.dtype).reshape(logits.shape)
-            got = fastxent.cross_entropy_and_grad(logits, targets, mask=mask, axis=1, out_grad=raw, **NONE)
-            same(got[0], loss)
-            same(raw, gradient)
-            assert (memory[: 128 + offset] == 7).all() and (memory[128 + offset + logits.nbytes :] == 7).all()
-        over = logits.copy()
-        fastxent.cross_entropy_and_grad(over, targets, mask=mask, axis=1, out_grad=over, **NONE)
-        same(over, gradient)
-
-
-@on_every_engine
-@every_float
 @pytest.mark.parametrize("n_classes", [2, 9, 60, 257, 1100])
 def test_a_position_alone_is_as_among_others(n_classes, dtype, engine):
     """The class axis first, at one distance: alone, every other, in the order of Fortran, with results elsewhere."""

@@ -64,10 +64,10 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
     /* The next row's maximum is found before this row's sum: no row waits for its own. */
     const int peek = direct && !call->saved && call->classes <= FX_BLOCK && run->valid;
     R first = 0, second = 0;
-    /* Exponentials of a row that lies in the cache are multiplied, not made again. */
+    /* Exponentials that the cache holds are multiplied, not made again. */
     const FxOperand *out = &call->operand[FX_OUT];
-    const int keep =
-        peek && wants_output && !logarithm && !V_PAIRS && out->class_stride == SIZE && out->dtype == STORAGE;
+    const int keep = direct && wants_output && !call->saved && !logarithm && out->class_stride == SIZE &&
+                     out->dtype == STORAGE && call->classes <= V_KEEPS / (int64_t)sizeof(R);
     if (peek) second = row_peek(call, at_position(run, FX_X, place(run, 0)));
     for (int k = 0; k < run->valid; k++) {
         int64_t i = place(run, k), at = softmax ? -1 : s->target[k];
@@ -81,7 +81,7 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
                    .next = peek && next ? row_after(run, k + 1) : next,
                    .peeked = peek,
                    .first = first,
-                   .kept = keep ? (R *)s->emit : NULL};
+                   .kept = keep ? (R *)s->kept : NULL};
         if (call->targets_are_probs) row.q = at_position(run, FX_Y, i + call->shift);
         if (call->saved) {
             read_saved(call, run->first + i, &a.max[k], &a.rest[k]);
@@ -181,15 +181,16 @@ static void columns_clear(const FxCall *call, const Run *run, const Panel *panel
     for (int l = 0; panel->gathered && l < panel->width; l++)
         write_zeros(call, at_position(run, FX_OUT, panel->first + l));
     for (int64_t c = 0; !panel->gathered && c < call->classes; c++)
-        memset(panel->out_lines + c * call->operand[FX_OUT].class_stride, 0, (size_t)panel->width * SIZE);
+        memset(panel->out_lines + c * call->operand[FX_OUT].class_stride + panel->skip * SIZE, 0,
+               (size_t)(panel->width - panel->skip) * SIZE);
 }
 
 static void columns_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wants_output) {
-    const int kept = wants_output && !call->saved && call->operation != FX_OP_LOG_SOFTMAX ? column_kept_width(call) : 0;
-    const int parts = kept ? (run->n + kept - 1) / kept : 1;
-    const int width = ((run->n + parts - 1) / parts + 15) / 16 * 16;
-    for (int first = 0; first < run->n;) {
-        Panel panel = column_open(call, s, run, first, width, wants_output);
+    const int kept = column_kept_width(call), past = columns_past(call, run), n = run->reach + past;
+    const int parts = kept && run->reach > kept ? (n + kept - 1) / kept : 1;
+    const int width = ((n + parts - 1) / parts + 15) / 16 * 16;
+    for (int first = 0; first < run->reach;) {
+        Panel panel = column_open(call, s, run, first, first ? width : width - past, wants_output);
         panel.keep = kept > 0;
         int valid = 0;
         for (int j = first; j < first + panel.width; j++) valid |= s->target[j] >= 0;
@@ -281,6 +282,10 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
     const int gradient = op == FX_OP_LOSS_GRAD || op == FX_OP_GRAD || op == FX_OP_NLL_GRAD || op == FX_OP_PROBS_GRAD;
     const int closing = call->family != FX_COLUMNS || op >= FX_OP_NLL;
     Lanes a = lanes_of(call, s);
+    if (!closing) {
+        columns_reach(call, run);
+        a = lanes_from(a, columns_past(call, run)); /* so that their vectors begin where the streamed ones do */
+    }
     *divisor = read_positions(call, s, run, gradient);
     if (!run->valid && !wants_output && op < FX_OP_STATISTICS && !call->saved_out && !call->position_loss &&
         !run->base[FX_LOSSES])
@@ -297,7 +302,7 @@ static double block_run(FxCall *call, FxScratch *s, Run *run, double *divisor) {
         if (wants_output) clear_invalid(call, s, run);
         if (!run->leading) close_up(call, s, run);
     }
-    fill_given(call, s, a, closing ? run->valid : run->n);
+    fill_given(call, s, a, closing ? run->valid : run->reach);
     if (op >= FX_OP_NLL) pick_run(call, s, run, a);
     else if (call->family == FX_ROWS) rows_run(call, s, run, a, wants_output);
     else if (call->family == FX_COLUMNS) columns_run(call, s, run, a, wants_output);

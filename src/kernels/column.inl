@@ -7,11 +7,12 @@
 enum { COLUMN_MANY = 256 };
 
 /* How wide a panel may be whose exponentials fit scratch->kept, with a line of references for each chunk behind them; 0 if
- * lines would be so short that to make the exponentials again costs no more. */
+ * none are wanted, or lines would be so short that to make the exponentials again costs no more. */
 static int column_kept_width(const FxCall *call) {
+    if (!call->operand[FX_OUT].data || call->saved || call->operation == FX_OP_LOG_SOFTMAX) return 0;
     const int64_t lines = call->classes ? call->classes + column_chunks(call->classes) : 1;
     const int64_t width = FX_KEPT * 8 / (int)sizeof(R) / lines / 16 * 16;
-    return width * (int)sizeof(R) >= 512 ? (int)(width < FX_MAX_WIDTH ? width : FX_MAX_WIDTH) : 0;
+    return width * (int)sizeof(R) >= 512 ? (int)(width < FX_MAX_REACH ? width : FX_MAX_REACH) : 0;
 }
 
 /* The running sums of LANES positions, in arrays that are used later; the reference stands in a.mass (there are no class
@@ -247,7 +248,7 @@ static FX_INLINE void column_write_as(const Panel *panel, Lanes a, const int64_t
         for (int64_t c = c0; c < end; c++, e += line) {
             char *to = panel->gathered ? (char *)panel->scratch->target_tile : panel->out_lines + c * d;
             const V own = v_set1((R)c), w = v_set1(kind == ARRAY ? ((const R *)call->class_weight_r)[c] : 0);
-            for (int j = 0; j < width;) {
+            for (int j = panel->skip; j < width;) {
                 if (!stream && !panel->gathered && j * SIZE % 64 < LANES * SIZE) FX_PREFETCH(to + 4 * d + j * SIZE);
                 const RunPart part = run_part(to, j, width, stream);
                 V factor = v_loadr(a.loss + j), y;

@@ -264,7 +264,7 @@ static void element_block(FxCall *call, FxScratch *s, int64_t block, int prepare
             if (call->stream && done + width < run.n)
                 width -= (int)((uintptr_t)(part.base[FX_OUT] + width * SIZE) % 64 / SIZE);
             part.first += done;
-            part.n = width;
+            part.n = part.reach = width;
             fx_add(&total, element_chunk(call, s, &part, plain, prepare, &divisor));
         }
         first += run.n;

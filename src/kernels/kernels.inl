@@ -13,11 +13,13 @@
 #define v_load_pair   FX_CAT(v_load_pair_, FX_STORAGE)
 #define v_store_pair  FX_CAT(v_store_pair_, FX_STORAGE)
 #define v_stream_pair FX_CAT(v_stream_pair_, FX_STORAGE)
+#define v_storer_pair FX_CAT(v_storer_pair_, FX_STORAGE)
 #else
 #define V_PAIRS                0
 #define v_load_pair(p, a, b)   ((void)0)
 #define v_store_pair(p, a, b)  ((void)0)
 #define v_stream_pair(p, a, b) ((void)0)
+#define v_storer_pair(p, a, b) ((void)0)
 #endif
 #if FX_CAT(V_QUADS_, FX_STORAGE)
 #define V_QUADS      FX_CAT(V_QUADS_, FX_STORAGE)

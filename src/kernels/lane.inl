@@ -61,8 +61,8 @@ typedef struct {
     int64_t packed_from; /* FX_TILES: the class the tile starts with now, or -1 */
     ExpScale k;          /* panel_scale */
     int width, columns;
-    int first;                /* FX_COLUMNS: the panel's first position in the run */
-    int gathered;             /* FX_COLUMNS: the positions are not neighbours; their lines are made in scratch->tile */
+    int first, skip; /* FX_COLUMNS: the panel's first position in the run; how many of its own it does not write */
+    int gathered;    /* FX_COLUMNS: the positions are not neighbours; their lines are made in scratch->tile */
     int64_t apart, out_apart; /* bytes from one of them to the next */
     int keep; /* FX_TILES: whether exponentials are to take the logits' place in a tile of all classes, */
     int kept; /* and have. FX_COLUMNS: whether they are to stand in scratch->kept, and do */

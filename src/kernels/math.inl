@@ -84,7 +84,7 @@ static FX_INLINE void v_exps(V e[], const V x[], const int count, ExpScale k) {
     const V magic = v_set1(exp_magic);
     V inside[4], y[4], n[4], f[4], q[4];
     FX_UNROLL
-    for (int u = 0; u < count; u++) inside[u] = v_max(k.lowest, x[u]);
+    for (int u = 0; u < count; u++) inside[u] = EXP_CLAMPS ? v_max(k.lowest, x[u]) : x[u];
     FX_UNROLL
     for (int u = 0; u < count; u++) y[u] = v_fma(inside[u], k.high, magic);
     FX_UNROLL
@@ -103,10 +103,7 @@ static FX_INLINE void v_exps(V e[], const V x[], const int count, ExpScale k) {
         for (int u = 0; u < count; u++) q[u] = v_fma(q[u], f[u], v_set1(exp_poly[i]));
     }
     FX_UNROLL
-    for (int u = 0; u < count; u++) {
-        V p = v_exp2(y[u], n[u], v_mul(f[u], q[u]));
-        e[u] = EXP_FLUSHES ? v_drop(v_lt(x[u], k.lowest), p) : p;
-    }
+    for (int u = 0; u < count; u++) e[u] = v_flush(v_exp2(y[u], n[u], v_mul(f[u], q[u])), x[u], k.lowest);
 }
 
 static FX_INLINE V v_exp(V x, ExpScale k) {

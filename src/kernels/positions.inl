@@ -3,10 +3,12 @@
  * from a private copy: an array that another thread changes meanwhile cannot lead outside memory. */
 
 typedef struct {
-    int64_t first;        /* flat index of the run's first position */
-    int n, valid;         /* positions, and how many of them are valid */
-    int leading;          /* whether these are known to be the first ones, as lengths leave them */
-    const int32_t *index; /* the valid ones, in order; NULL: all of them, or not closed up */
+    int64_t first;         /* flat index of the run's first position */
+    int n, valid;          /* positions, and how many of them are valid */
+    int64_t before, after; /* positions of the same line before and after them */
+    int skip, reach;       /* columns write positions skip … reach - 1 instead of 0 … n - 1: see columns_reach */
+    int leading;           /* whether these are known to be the first ones, as lengths leave them */
+    const int32_t *index;  /* the valid ones, in order; NULL: all of them, or not closed up */
     char *base[FX_OPERANDS];
     int64_t step[FX_OPERANDS];
 } Run;
@@ -46,7 +48,10 @@ static void run_at(const FxCall *call, int64_t first, int64_t end, Run *run) {
                 if (run->base[o]) run->base[o] += i * call->operand[o].stride[d];
     }
     int64_t n = line - inner < end - first ? line - inner : end - first;
-    run->n = (int)n;
+    run->n = run->reach = (int)n;
+    run->skip = 0;
+    run->before = inner;
+    run->after = line - inner - n;
 }
 
 #define READ_INDICES(TYPE)                                                                                             \
@@ -125,14 +130,15 @@ static int check_positions(FxCall *call, FxScratch *s, const Run *run, int m, in
             ok = 0;
         }
         target[i] = ok ? t : -1;
-        valid += ok;
+        valid += ok & (i < run->n);
     }
     return valid;
 }
 
-/* Fills scratch->target (-1: invalid), ->sample and ->upstream for the run; returns the run's share of the divisor. */
+/* Fills scratch->target (-1: invalid), ->sample and ->upstream as far as the run reaches; returns its own share of the
+ * divisor. */
 static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upstream) {
-    const int n = run->n, indexed = !call->targets_are_probs && call->operand[FX_Y].data != NULL;
+    const int n = run->reach, indexed = !call->targets_are_probs && call->operand[FX_Y].data != NULL;
     const int64_t classes = call->classes, shift = call->shift;
     int64_t *target = s->target, live = n;
     if (call->lengths || shift) {
@@ -158,7 +164,7 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
             outside |= ((uint64_t)target[i] >= (uint64_t)classes) | (call->has_ignore & (target[i] == call->ignore));
         plain = !outside;
     }
-    run->valid = plain ? m : check_positions(call, s, run, m, indexed);
+    run->valid = plain ? (m < run->n ? m : run->n) : check_positions(call, s, run, m, indexed);
     run->leading = plain;
     if (weight)
         for (int i = m; i < n; i++) s->sample[i] = 0;
@@ -178,7 +184,7 @@ static double read_positions(FxCall *call, FxScratch *s, Run *run, int with_upst
     double *share = call->position_weight ? call->position_weight + run->first : NULL;
     const double *w = indexed && !call->focal ? call->class_weight : NULL;
     if (!weight && !w && !share) return (double)run->valid;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < run->n; i++) {
         double d = target[i] < 0 ? 0 : (weight ? s->sample[i] : 1) * (w ? w[target[i]] : 1);
         fx_add(&divisor, d);
         if (share) share[i] = d;

@@ -48,8 +48,14 @@ typedef struct {
     const char *next; /* the row to ask memory for meanwhile, or NULL */
     int peeked;       /* whether the first block's maximum is known: */
     R first;
-    R *kept; /* where the exponentials of a row of one block are kept for row_write, or NULL */
+    R *kept; /* where exponentials are kept for row_write, or NULL */
 } Row;
+
+/* The kept exponentials from class c on are relative to this reference; -inf: there is no maximum yet, and all are 0. */
+static FX_INLINE void row_part(FxScratch *s, int64_t c, R reference) {
+    s->kept_from[s->kept_parts] = c;
+    s->kept_reference[s->kept_parts++] = (double)reference;
+}
 
 /* z of a block into scratch->fetch, and dz/dx into scratch->slope when asked for. */
 static FX_NOINLINE void row_transform(const FxCall *call, FxScratch *s, int64_t n, int with_slope) {
@@ -189,7 +195,10 @@ static FX_INLINE void row_add_group(RowSweep *w, const V x[4], V most, const cha
     } else {
         v_exps(e, v, 4, k);
     }
-    if (kept) {
+    if (kept && paired && left >= GROUP) {
+        v_storer_pair(kept, e[0], e[1]);
+        v_storer_pair(kept + 2 * LANES, e[2], e[3]);
+    } else if (kept) {
         FX_UNROLL
         for (int u = 0; u < 4; u++) v_storer(kept + u * LANES, e[u]);
     }
@@ -360,7 +369,7 @@ static FX_INLINE double row_rest(const Row *row, RowSums *sums, R max, R referen
     return total + (sums->equal - 1);
 }
 
-static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, int kind) {
+static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, int kind, int keep) {
     const double scale = row->call->transform ? 1 : row->call->logit_scale;
     const int64_t classes = row->call->classes, step = row_step(classes);
     const ExpScale k = exp_scale(scale);
@@ -368,21 +377,24 @@ static FX_INLINE void row_forward_as(const Row *row, RowStats *out, int direct, 
     R max = -(R)INFINITY, reference = max;
     RowSums sums = {0};
     int64_t block = 0;
+    if (keep) row->scratch->kept_parts = 0;
     for (int64_t c0 = 0; c0 < classes; c0 += step) {
         int64_t n = classes - c0 < step ? classes - c0 : step, i = 0;
         const char *p = row_block(row, c0, n, 0), *ahead = row_ahead(row, p, c0, step);
         const R *c = kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
         if (max > -(R)INFINITY)
-            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead, NULL, NULL);
+            i = row_sum(&sums, p, 0, n, reference, max, k, direct, paired, kind, WATCH, c, ahead,
+                        keep ? row->kept + c0 : NULL, NULL);
         if (i == n) continue;
         R top = row->peeked && !c0 ? row->first : row_max(p, i, n, direct, paired);
+        const R formerly = reference;
         if (top > max) {
             row_raise(&sums, &max, &reference, top, scale, kind);
             block = c0;
         }
+        if (keep && (!c0 || reference > formerly)) row_part(row->scratch, c0 + i, reference);
         R r = reference > -(R)INFINITY ? reference : 0;
-        if (row->kept) row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, row->kept, NULL);
-        else row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, NULL, NULL);
+        row_sum(&sums, p, i, n, r, max, k, direct, paired, kind, BELOW, c, ahead, keep ? row->kept + c0 : NULL, NULL);
     }
     double rest = row_rest(row, &sums, max, reference, scale, kind);
     *out = (RowStats){.max = max, .rest = rest, .block = block, .dot = sums.dot, .weight = sums.weight};
@@ -406,13 +418,17 @@ static FX_NOINLINE int64_t row_argmax(const Row *row, const RowStats *stats) {
 }
 
 static FX_NOINLINE void row_forward(const Row *row, int kind, RowStats *out) {
-    if (row->direct) {
-        if (kind == NONE) row_forward_as(row, out, 1, NONE);
-        else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM);
-        else row_forward_as(row, out, 1, ARRAY);
+    if (row->kept) {
+        if (kind == NONE) row_forward_as(row, out, 1, NONE, 1);
+        else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM, 1);
+        else row_forward_as(row, out, 1, ARRAY, 1);
+    } else if (row->direct) {
+        if (kind == NONE) row_forward_as(row, out, 1, NONE, 0);
+        else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM, 0);
+        else row_forward_as(row, out, 1, ARRAY, 0);
     } else {
-        if (kind == NONE) row_forward_as(row, out, 0, NONE);
-        else if (kind == UNIFORM) row_forward_as(row, out, 0, UNIFORM);
-        else row_forward_as(row, out, 0, ARRAY);
+        if (kind == NONE) row_forward_as(row, out, 0, NONE, 0);
+        else if (kind == UNIFORM) row_forward_as(row, out, 0, UNIFORM, 0);
+        else row_forward_as(row, out, 0, ARRAY, 0);
     }
 }

@@ -29,6 +29,28 @@ static void tile_open(Panel *panel, const Run *run, int k) {
 /* A chunk of gathered lines: a quarter of L1, which has to hold what is read for it too. */
 enum { GATHER_BYTES = 1 << 13 };
 
+/* Whether a run's lines go past the caches, and all of them meet cache lines at the same positions. */
+static int columns_meet(const FxCall *call, const Run *run) {
+    const FxOperand *out = &call->operand[FX_OUT];
+    return out->data && call->stream && run->step[FX_OUT] == SIZE && out->class_stride % 64 == 0 &&
+           (uintptr_t)out->data % SIZE == 0;
+}
+
+/* By how many positions such lines begin past a cache line: panels end where one does. A processor waits for memory over
+ * a cache line that is written in two parts, an Intel one most of all. */
+static int columns_past(const FxCall *call, const Run *run) {
+    return columns_meet(call, run) ? (int)((uintptr_t)run->base[FX_OUT] % 64) / SIZE : 0;
+}
+
+/* Where a line of positions was cut, the run before writes the whole cache line at the cut, and for that does the work of
+ * the positions that it shares; the run behind counts their losses. */
+static void columns_reach(const FxCall *call, Run *run) {
+    if (!columns_meet(call, run) || !column_kept_width(call)) return;
+    const int line = 64 / SIZE, past = columns_past(call, run), over = (past + run->n) % line;
+    if (past && run->before) run->skip = line - past < run->n ? line - past : run->n;
+    if (over && run->after) run->reach += (int)(line - over < run->after ? line - over : run->after);
+}
+
 /* The panel of a run's positions from `first` on, at most `width` of them, or as many as a chunk of gathered lines holds. */
 static Panel column_open(const FxCall *call, FxScratch *s, const Run *run, int first, int width, int wants_output) {
     const int64_t few = GATHER_BYTES / (column_step(call->classes) * SIZE) / 16 * 16;
@@ -41,10 +63,11 @@ static Panel column_open(const FxCall *call, FxScratch *s, const Run *run, int f
                    .packed_from = -1,
                    .columns = 1,
                    .first = first,
+                   .skip = first ? 0 : run->skip,
                    .apart = run->step[FX_X],
                    .out_apart = run->step[FX_OUT]};
     panel.gathered = run->n > 1 && (panel.apart != SIZE || (wants_output && panel.out_apart != SIZE));
     if (panel.gathered && width > most) width = most;
-    panel.width = run->n - first < width ? run->n - first : width;
+    panel.width = run->reach - first < width ? run->reach - first : width;
     return panel;
 }

@@ -1,5 +1,5 @@
-/* Rows: what is written over the classes of a row whose sums are known: gradient, softmax, log-softmax. Exponentials of a row
- * of one block were kept by row.inl and are multiplied; others are made again, from the cache if the row fits it. */
+/* Rows: what is written over the classes of a row whose sums are known: gradient, softmax, log-softmax. Exponentials
+ * that row.inl kept are multiplied, part by part; others are made again, from the cache if the row fits it. */
 
 /* What is written over the classes: factor·exp(z - max) - spread·coefficient (gradient, softmax), but `value` at the
  * class `at` (the target, or the maximum), whose accurate form is another; or (z - max) - shift (log-softmax). */
@@ -95,6 +95,24 @@ static FX_NOINLINE void row_chain(R *y, const R *slope, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] *= slope[i];
 }
 
+/* Part by part, since each is relative to a reference of its own. */
+static FX_INLINE void row_write_kept(const Row *row, const RowWrite *w, ExpScale k, char *to, int stream) {
+    const FxScratch *s = row->scratch;
+    for (int64_t part = 0; part < s->kept_parts; part++) {
+        const int64_t end = part + 1 < s->kept_parts ? s->kept_from[part + 1] : row->call->classes;
+        const double up = s->kept_reference[part] - (double)w->max;
+        RowWrite own = *w;
+        if (up < 0) own.factor *= fx_exp(row->call->logit_scale * up);
+        for (int64_t c0 = s->kept_from[part], n; c0 < end; c0 += n) {
+            n = w->kind == ARRAY && end - c0 > FX_BLOCK ? FX_BLOCK : end - c0;
+            const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
+            const char *e = (const char *)(row->kept + c0);
+            if (stream) row_write_kind(&own, k, e, to + c0 * SIZE, n, w->at - c0, c, 1, 1, 1);
+            else row_write_kind(&own, k, e, to + c0 * SIZE, n, w->at - c0, c, 1, 0, 1);
+        }
+    }
+}
+
 static void row_write(const Row *row, const RowWrite *w, char *to) {
     const FxCall *call = row->call;
     const FxOperand *out = &call->operand[FX_OUT];
@@ -104,9 +122,7 @@ static void row_write(const Row *row, const RowWrite *w, char *to) {
     if (row->direct && contiguous) {
         int stream = call->stream && (uintptr_t)to % SIZE == 0;
         if (row->kept) {
-            const R *c = w->kind == ARRAY ? row_coefficients(row, 0, classes) : NULL;
-            if (stream) row_write_kind(w, k, (const char *)row->kept, to, classes, w->at, c, 1, 1, 1);
-            else row_write_kind(w, k, (const char *)row->kept, to, classes, w->at, c, 1, 0, 1);
+            row_write_kept(row, w, k, to, stream);
             return;
         }
         int64_t step = w->kind == ARRAY && row->q ? FX_BLOCK : classes;

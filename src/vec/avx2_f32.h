@@ -13,6 +13,7 @@ enum { LANES = 8 };
  * 2^-127 and 2^-126 come out as some subnormal number. */
 #define EXP_LOWEST     (-88.029692f)
 #define V_BRANCHES     1
+#define V_KEEPS        (1 << 20)
 #define V_SPLITS       0
 #define V_QUADS_f32    2
 #define V_QUADS_f16    2
@@ -21,7 +22,7 @@ enum { LANES = 8 };
 #define V_HALVES_f16   1
 #define EXP_TABLE_BITS 3
 enum { EXP_FUSED = 1 };
-enum { EXP_FLUSHES = 0 };
+enum { EXP_CLAMPS = 1 };
 
 static inline V v_set1(R a) { return _mm256_set1_ps(a); }
 static inline V v_loadr(const void *p) { return _mm256_loadu_ps(p); }
@@ -46,6 +47,11 @@ static inline M v_ne(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_ps(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_ps(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_ps(k, a); }
+/* What v_exp2 makes of the lowest is 0. */
+static inline V v_flush(V p, V x, V lowest) {
+    (void)x, (void)lowest;
+    return p;
+}
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 typedef __m256i N; /* a true mask is -1 */
 static inline N v_none(void) { return _mm256_setzero_si256(); }
@@ -227,6 +233,14 @@ static inline void v_load_pair_bf16(const char *p, V *a, V *b) {
 }
 static inline __m256i v_pair_bf16(V a, V b) {
     return _mm256_blend_epi16(_mm256_srli_epi32(v_round_bf16(a), 16), v_round_bf16(b), 0xaa);
+}
+static inline void v_storer_pair_bf16(void *to, V a, V b) {
+    __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    float *p = (float *)to;
+    _mm_storeu_ps(p, _mm256_castps256_ps128(low));
+    _mm_storeu_ps(p + 4, _mm256_castps256_ps128(high));
+    _mm_storeu_ps(p + 8, _mm256_extractf128_ps(low, 1));
+    _mm_storeu_ps(p + 12, _mm256_extractf128_ps(high, 1));
 }
 static inline void v_store_pair_bf16(char *p, V a, V b) { _mm256_storeu_si256((__m256i *)p, v_pair_bf16(a, b)); }
 static inline void v_stream_pair_bf16(char *p, V a, V b) { _mm256_stream_si256((__m256i *)p, v_pair_bf16(a, b)); }

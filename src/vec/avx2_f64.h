@@ -11,11 +11,12 @@ enum { LANES = 4 };
 
 #define EXP_LOWEST     (-708.39)
 #define V_BRANCHES     1
+#define V_KEEPS        (1 << 20)
 #define V_SPLITS       0
 #define V_QUADS_f64    2
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
-enum { EXP_FLUSHES = 1 };
+enum { EXP_CLAMPS = 0 };
 
 static inline V v_set1(R a) { return _mm256_set1_pd(a); }
 static inline V v_loadr(const void *p) { return _mm256_loadu_pd(p); }
@@ -40,6 +41,7 @@ static inline M v_ne(V a, V b) { return _mm256_cmp_pd(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm256_blendv_pd(b, a, k); }
 static inline V v_keep(M k, V a) { return _mm256_and_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm256_andnot_pd(k, a); }
+static inline V v_flush(V p, V x, V lowest) { return v_drop(v_lt(x, lowest), p); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 typedef __m256i N; /* a true mask is -1 */
 static inline N v_none(void) { return _mm256_setzero_si256(); }

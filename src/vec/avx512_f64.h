@@ -9,12 +9,13 @@ typedef __m512d V;
 typedef __mmask8 M;
 enum { LANES = 8 };
 
-#define EXP_LOWEST     (-747.0)
+#define EXP_LOWEST     (-708.39)
 #define V_BRANCHES     0
+#define V_KEEPS        (1 << 14)
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 4
 enum { EXP_FUSED = 1 };
-enum { EXP_FLUSHES = 0 };
+enum { EXP_CLAMPS = 0 };
 
 static inline V v_set1(R a) { return _mm512_set1_pd(a); }
 static inline V v_loadr(const void *p) { return _mm512_loadu_pd(p); }
@@ -39,6 +40,10 @@ static inline M v_ne(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_NEQ_UQ); }
 static inline V v_select(M k, V a, V b) { return _mm512_mask_blend_pd(k, b, a); }
 static inline V v_keep(M k, V a) { return _mm512_maskz_mov_pd(k, a); }
 static inline V v_drop(M k, V a) { return _mm512_maskz_mov_pd((M)~k, a); }
+/* The mask joins the instruction that made p. */
+static inline V v_flush(V p, V x, V lowest) {
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(x, lowest, _CMP_NLT_UQ), p);
+}
 static inline V v_count(V n, M k) { return _mm512_mask_add_pd(n, k, n, v_set1(1)); }
 typedef V N;
 static inline N v_none(void) { return v_set1(0); }

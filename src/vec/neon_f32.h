@@ -10,10 +10,11 @@ enum { LANES = 4 };
 
 #define EXP_LOWEST     (-87.336f)
 #define V_BRANCHES     0
+#define V_KEEPS        (1 << 20)
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 1 };
-enum { EXP_FLUSHES = 1 };
+enum { EXP_CLAMPS = 1 };
 
 static inline V v_set1(R a) { return vdupq_n_f32(a); }
 static inline V v_loadr(const void *p) { return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p)); }
@@ -42,6 +43,7 @@ static inline M v_ne(V a, V b) { return vmvnq_u32(vceqq_f32(a, b)); }
 static inline V v_select(M k, V a, V b) { return vbslq_f32(k, a, b); }
 static inline V v_keep(M k, V a) { return vreinterpretq_f32_u32(vandq_u32(k, vreinterpretq_u32_f32(a))); }
 static inline V v_drop(M k, V a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), k)); }
+static inline V v_flush(V p, V x, V lowest) { return v_drop(v_lt(x, lowest), p); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 typedef V N;
 static inline N v_none(void) { return v_set1(0); }

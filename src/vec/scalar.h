@@ -12,10 +12,11 @@ enum { LANES = 1 };
 
 #define EXP_LOWEST     (sizeof(R) == 4 ? (R) - 87.336 : (R) - 708.39)
 #define V_BRANCHES     0
+#define V_KEEPS        (1 << 20)
 #define V_SPLITS       0
 #define EXP_TABLE_BITS 0
 enum { EXP_FUSED = 0 };
-enum { EXP_FLUSHES = 1 };
+enum { EXP_CLAMPS = 1 };
 
 static inline V v_set1(R a) { return a; }
 static inline V v_loadr(const void *p) {
@@ -49,6 +50,7 @@ static inline M v_ne(V a, V b) { return !(a == b); }
 static inline V v_select(M k, V a, V b) { return k ? a : b; }
 static inline V v_keep(M k, V a) { return k ? a : 0; }
 static inline V v_drop(M k, V a) { return k ? 0 : a; }
+static inline V v_flush(V p, V x, V lowest) { return v_drop(v_lt(x, lowest), p); }
 static inline V v_count(V n, M k) { return v_add(n, v_keep(k, v_set1(1))); }
 typedef V N;
 static inline N v_none(void) { return 0; }
