@@ -1,6 +1,6 @@
 """An evaluation over any number of batches, in constant memory: add batches, merge evaluators, read the numbers.
 
-An `Evaluator` keeps counts and float64 sums (`_Totals`), never samples. A batch is scored by one pass of
+An `Evaluator` keeps counts and float64 sums (`Totals`), never samples. A batch is scored by one pass of
 `token_statistics` (`ScoredBatch`) and becomes totals of its own; totals are added, whether they come from a batch,
 another process or a file. Counts add up to the same in any order; sums are added in the order of the calls, and another
 order changes their last digits at most.
@@ -9,63 +9,22 @@ order changes their last digits at most.
 from __future__ import annotations
 
 import math
-import operator
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._scoring_arguments import bytes_of_targets, evaluator_options, same_setting, state_argument, statistics_plan
+from ._scoring_arguments import evaluator_options, same_setting, state_argument, statistics_plan
+from ._totals import Counting, Totals
+from ._totals import ScoredBatch as ScoredBatch
 from .statistics import TokenStatistics, run_statistics
 
 Array = NDArray[Any]
 _VERSION = 1
 _LARGEST = math.log(sys.float_info.max)  # whose exponential is finite
-
-
-@dataclass
-class _Totals:
-    """What is known of the positions so far; nll_m2 is the sum of squared distances from their mean loss."""
-
-    tokens: int
-    masked: int
-    sequences: int
-    bytes: int
-    correct: int
-    nll: float
-    nll_m2: float
-    entropy: float
-    sequence_nll: float
-    top_k: list[int]
-    bin_tokens: list[int]
-    bin_correct: list[int]
-    bin_confidence: list[float]
-
-    @classmethod
-    def nothing(cls, n_top_k: int, bins: int) -> _Totals:
-        return cls(0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, [0] * n_top_k, [0] * bins, [0] * bins, [0.0] * bins)
-
-    def check(self) -> None:
-        """ValueError where no batches could have led to these counts."""
-        parts = (self.sequences, self.correct, *self.top_k, *self.bin_tokens)
-        if min(*parts, *self.bin_correct, self.masked, self.bytes, self.nll_m2) < 0 or max(parts) > self.tokens:
-            raise ValueError("a count is negative, or larger than that of the tokens")
-        if sum(self.bin_tokens) != self.tokens or sum(self.bin_correct) != self.correct:
-            raise ValueError("the bins' counts do not add up")
-
-    def plus(self, other: _Totals) -> _Totals:
-        total = _Totals(**{f.name: _sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(_Totals)})
-        if self.tokens and other.tokens:  # Chan, Golub, LeVeque (1983): between the two means
-            apart = other.nll / other.tokens - self.nll / self.tokens
-            total.nll_m2 += apart * apart * (self.tokens * (other.tokens / total.tokens))
-        return total
-
-
-def _sum(a: Any, b: Any) -> Any:
-    return [x + y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a + b
 
 
 @dataclass(frozen=True)
@@ -89,33 +48,6 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The same as a dictionary."""
         return {**vars(self), "top_k_accuracy": dict(self.top_k_accuracy)}
-
-
-class ScoredBatch(NamedTuple):
-    """What `Evaluator.score` returns: all of a batch that counting it takes, without its logits.
-
-    It may be cut and joined along its first axis, so that rows which are scored piece by piece are counted at once, or
-    counted sequence by sequence after they were scored at once.
-    """
-
-    arrays: tuple[Array, ...]  # of the positions' shape: the statistics, the largest probability, the targets
-    sequence_length: int
-    classes: int
-
-    @property
-    def statistics(self) -> TokenStatistics:
-        """What `token_statistics` returns."""
-        return TokenStatistics(*self.arrays[:5])
-
-    def part(self, chosen: slice) -> ScoredBatch:
-        """Some of the batch."""
-        return self._replace(arrays=tuple(array[chosen] for array in self.arrays))
-
-    @staticmethod
-    def joined(batches: Sequence[ScoredBatch]) -> ScoredBatch:
-        """Batches of the same classes, one after the other."""
-        columns = zip(*(batch.arrays for batch in batches), strict=True)
-        return batches[0]._replace(arrays=tuple(map(np.concatenate, columns)))
 
 
 class Evaluator:
@@ -181,16 +113,15 @@ class Evaluator:
         num_threads: int | None = None,
     ) -> None:
         others = (ignore_index, shift, logit_scale, softcap, num_threads)
-        options = evaluator_options(top_k, token_bytes, calibration_bins, axis, others)
-        self._top_k, self._token_bytes, self._bins = options
+        depths, sizes, bins = evaluator_options(top_k, token_bytes, calibration_bins, axis, others)
+        self._counting = Counting(depths, np.linspace(0, 1, bins + 1)[1:-1], sizes)
         self._ignore_index, self._shift, self._axis = ignore_index, shift, axis
         self._logit_scale, self._softcap, self._num_threads = logit_scale, softcap, num_threads
-        self._edges = np.linspace(0, 1, self._bins + 1)[1:-1]
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._totals = _Totals.nothing(len(self._top_k), self._bins)
+        self._totals = self._counting.nothing()
 
     def update(
         self,
@@ -286,7 +217,7 @@ class Evaluator:
 
     def add(self, batch: ScoredBatch) -> None:
         """Count a batch that `score` of an evaluator of the same options returned."""
-        self._totals = self._totals.plus(self._of_batch(batch))
+        self._totals = self._totals.plus(self._counting.of_batch(batch))
 
     def merge(self, other: Evaluator) -> None:
         """Add what another evaluator of the same options has counted.
@@ -327,9 +258,9 @@ class Evaluator:
         >>> [(found.n_tokens, found.accuracy) for found in evaluator.each(batch)]
         [(2, 0.5), (1, 1.0)]
         """
-        return map(self._numbers, self._of_each(batch))
+        return map(self._numbers, self._counting.of_each(batch))
 
-    def _numbers(self, t: _Totals) -> Evaluation:
+    def _numbers(self, t: Totals) -> Evaluation:
         nll = _ratio(t.nll, t.tokens)
         bits = nll / math.log(2)
         spread = _ratio(t.nll_m2, t.tokens - 1)
@@ -339,9 +270,9 @@ class Evaluator:
             nll_stderr=math.sqrt(_ratio(spread, t.tokens)),
             perplexity=math.exp(nll) if not nll > _LARGEST else math.inf,
             bits_per_token=bits,
-            bits_per_byte=None if self._token_bytes is None else _ratio(t.nll / math.log(2), t.bytes),
+            bits_per_byte=None if self._counting.token_bytes is None else _ratio(t.nll / math.log(2), t.bytes),
             accuracy=_ratio(t.correct, t.tokens),
-            top_k_accuracy={k: _ratio(n, t.tokens) for k, n in zip(self._top_k, t.top_k, strict=True)},
+            top_k_accuracy={k: _ratio(n, t.tokens) for k, n in zip(self._counting.top_k, t.top_k, strict=True)},
             entropy=_ratio(t.entropy, t.tokens),
             ece=_ratio(sum(abs(correct - confidence) for correct, confidence in bins), t.tokens),
             sequence_nll=_ratio(t.sequence_nll, t.sequences),
@@ -352,113 +283,28 @@ class Evaluator:
 
     def state_dict(self) -> dict[str, Any]:
         """All that has been counted, in the types of JSON; infinities and NaN, which it lacks, as text."""
-        totals = {name: _to_plain(value) for name, value in asdict(self._totals).items()}
-        return {"version": _VERSION, "settings": self._settings(), "totals": totals}
+        return {"version": _VERSION, "settings": self._settings(), "totals": self._totals.to_plain()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, in an evaluator of the same options."""
         state = state_argument(state, _VERSION)
         for name, mine in self._settings().items():
             same_setting(name, mine, state["settings"].get(name))
-        kinds = asdict(_Totals.nothing(len(self._top_k), self._bins))
         try:
-            totals = _Totals(**{name: _from_plain(state["totals"][name], kind) for name, kind in kinds.items()})
-            totals.check()
+            self._totals = self._counting.nothing().from_plain(state["totals"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"state is not what state_dict returned: {type(error).__name__}: {error}") from error
-        self._totals = totals
 
     def _settings(self) -> dict[str, Any]:
         """What two evaluators must have in common for their counts to mean the same."""
         return {
-            "top_k": list(self._top_k),
-            "calibration_bins": self._bins,
-            "token_bytes": self._token_bytes is not None,
+            "top_k": list(self._counting.top_k),
+            "calibration_bins": self._counting.bins,
+            "token_bytes": self._counting.token_bytes is not None,
             "logit_scale": float(self._logit_scale),
             "softcap": None if self._softcap is None else float(self._softcap),
         }
 
-    def _of_batch(self, batch: ScoredBatch) -> _Totals:
-        log_prob, logsumexp, _, rank, entropy, top, targets = batch.arrays
-        valid = (rank >= 0) | np.isnan(logsumexp)  # a NaN row has no rank either, and counts
-        tokens = int(np.count_nonzero(valid))
-        total = _Totals.nothing(len(self._top_k), self._bins)
-        total.masked = valid.size - tokens
-        if not tokens:
-            return total
-        total.tokens = tokens
-
-        def counted(a: Array) -> Array:
-            return a.reshape(-1) if tokens == valid.size else a[valid]
-
-        losses = np.where(valid, -log_prob.astype(np.float64), 0)
-        right, confidence = counted(rank) == 0, counted(top).astype(np.float64)
-        with np.errstate(all="ignore"):
-            total.nll = float(losses.sum())
-            total.nll_m2 = float(((counted(losses) - total.nll / tokens) ** 2).sum())
-            total.entropy = float(counted(entropy).sum(dtype=np.float64))
-            means = counted(losses)
-            if batch.sequence_length != 1:
-                by_sequence = valid.reshape(-1, batch.sequence_length)
-                counts = by_sequence.sum(axis=1)
-                means = losses.reshape(by_sequence.shape).sum(axis=1)[counts > 0] / counts[counts > 0]
-            total.sequence_nll, total.sequences = float(means.sum()), means.size
-        total.correct = int(right.sum())
-        total.top_k = [int(np.count_nonzero((rank >= 0) & (rank < k))) for k in self._top_k]
-        bins = self._edges.searchsorted(confidence, side="right")
-        total.bin_tokens = np.bincount(bins, minlength=self._bins).tolist()
-        total.bin_correct = np.bincount(bins[right], minlength=self._bins).tolist()
-        total.bin_confidence = np.bincount(bins, confidence, minlength=self._bins).tolist()
-        if self._token_bytes is not None:
-            total.bytes = int(bytes_of_targets(self._token_bytes, targets, valid, batch.classes).sum())
-        return total
-
-    def _of_each(self, batch: ScoredBatch) -> Iterator[_Totals]:
-        """The totals of each entry of the first axis."""
-        n = len(batch.arrays[0])
-        log_prob, logsumexp, _, rank, entropy, top, targets = (
-            a.reshape(n, a.size // max(n, 1)) for a in batch.arrays
-        )
-        valid = (rank >= 0) | np.isnan(logsumexp)
-        right = rank == 0
-        tokens = np.count_nonzero(valid, axis=1)
-        losses = np.where(valid, -log_prob.astype(np.float64), 0)
-        with np.errstate(all="ignore"):
-            nll = losses.sum(axis=1)
-            apart = np.where(valid, losses - (nll / tokens)[:, None], 0)
-            nll_m2, entropies = (apart**2).sum(axis=1), entropy.sum(axis=1, dtype=np.float64)  # 0 where not valid
-            means = np.where(tokens > 0, nll / tokens, 0)
-        within = [np.count_nonzero((rank >= 0) & (rank < k), axis=1) for k in self._top_k]
-        bins = np.arange(n)[:, None] * self._bins + self._edges.searchsorted(top.astype(np.float64), side="right")
-        bin_tokens, bin_correct, bin_confidence = (
-            np.bincount(bins[chosen], weights, minlength=n * self._bins).reshape(n, self._bins)
-            for chosen, weights in ((valid, None), (right, None), (valid, top[valid].astype(np.float64)))
-        )
-        stands_for = np.zeros(n, np.int64)
-        if self._token_bytes is not None:
-            counted = bytes_of_targets(self._token_bytes, targets, valid, batch.classes)
-            np.add.at(stands_for, valid.nonzero()[0], counted)
-        for i in range(n):
-            yield _Totals(
-                int(tokens[i]), valid.shape[1] - int(tokens[i]), min(int(tokens[i]), 1), int(stands_for[i]),
-                int(np.count_nonzero(right[i])), float(nll[i]), float(nll_m2[i]), float(entropies[i]), float(means[i]),
-                [int(counts[i]) for counts in within], bin_tokens[i].tolist(), bin_correct[i].tolist(),
-                bin_confidence[i].tolist(),
-            )
-
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else math.nan
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_to_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _from_plain(value: Any, kind: Any) -> Any:
-    """The number, or numbers, of the type that `kind` has."""
-    if isinstance(kind, list):
-        return [_from_plain(v, of) for v, of in zip(value, kind, strict=True)]
-    return operator.index(value) if isinstance(kind, int) else float(value)
