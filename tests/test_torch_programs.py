@@ -181,6 +181,7 @@ def test_workers_of_a_data_loader():
 {IN_TORCH}
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # on a single processor
 class Losses(torch.utils.data.Dataset):
     def __len__(self):
         return 6

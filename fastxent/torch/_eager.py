@@ -2,12 +2,11 @@
 
 What a loss keeps for its gradient was chosen by measuring (docs/performance.md):
 
-- up to `AT_ONCE` bytes of logits, a reduced loss computes its gradient in the same pass. For small arrays that is one
-  call where there would be two, for some megabytes a fifth of the time. A factor on the way back is then one more
-  multiplication of each element, in the cache; float16, where a small gradient may vanish before it is scaled, always
-  goes the other way.
-- beyond, it saves the two numbers of each position with which the gradient takes one pass, and no array of the logits'
-  size lives between forward and backward. Both ways wait for memory there and differ little in time.
+- up to `AT_ONCE` bytes of logits, a reduced loss computes its gradient in the same pass: one call where there would be
+  two, and exponentials that are made once. A factor on the way back is then one more multiplication of each element;
+  float16, where a small gradient may vanish before it is scaled, always goes the other way.
+- beyond, it saves the two numbers of each position with which the gradient takes one pass: slower by up to a half, but
+  no array of the logits' size lives between forward and backward.
 
 Gradients of gradients, and gradients under a transform, start over in `_composed.py`, which torch can follow.
 """
@@ -26,7 +25,7 @@ from . import _composed, _operators
 from ._composed import Call
 from ._tensors import array, followed, tensor_of, threads, undisturbed
 
-AT_ONCE = 32 << 20  # bytes of logits
+AT_ONCE = 512 << 20  # bytes of logits
 
 _float16, _float32, _FLOAT32 = torch.float16, torch.float32, np.dtype(np.float32)
 _grad_enabled = torch.is_grad_enabled
