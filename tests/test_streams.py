@@ -48,10 +48,10 @@ def test_large_results_of_columns(n_classes, dtype, engine):
     line, or each at its own; where pieces of them meet, one writes the cache line that both share."""
     random, item = cases.rng(95, n_classes), cases.FLOATS[dtype].itemsize
     times = 5 * 2**20 // (2 * item * n_classes)
-    for length in (times | 1, -(-times // 32) * 32):
+    for length, share, stretch in ((times | 1, 0.9, 200), (-(-times // 32) * 32, 0.998, 300)):
         logits = cases.scores(random, (2, n_classes, length), cases.FLOATS[dtype])
         targets = random.integers(0, n_classes, (2, length))
-        mask = (random.uniform(size=(2, length)) < 0.9) & (np.arange(length) // 200 % 3 > 0)
+        mask = (random.uniform(size=(2, length)) < share) & (np.arange(length) // stretch % 3 > 0)
         upstream = random.normal(size=(2, length))
         given = {"axis": 1, "class_weight": random.uniform(size=n_classes) + 0.5}
         with cases.running_on(*engine):
