@@ -19,7 +19,7 @@ declare -A pieces
 case $kind in
     address)
         sanitizers=address,undefined,float-cast-overflow library=asan
-        order=(faults arguments activations elements scoring linear random parity threads forks)
+        order=(faults arguments activations elements scoring linear random parity streams threads forks)
         pieces=(
             [faults]="tests/test_index_fuzz.py tests/test_edges.py -k not(numba-or-32_elements)"
             [arguments]="tests/test_arguments.py tests/test_intake.py tests/test_articles.py tests/test_runtime.py -k not(torch-or-jax)"
@@ -29,6 +29,7 @@ case $kind in
             [linear]="tests/test_linear.py tests/test_linear_work.py -k not(numba-or-workspace)"
             [random]="tests/test_parity.py -k of_random_products-and-(@-or-baseline)"
             [parity]="tests/test_parity.py -k (layout_cases-or-special_rows)-and-not-(numba-or-baseline)"
+            [streams]="tests/test_streams.py -k (float16-or-float32)-and-(@-or-baseline)"
             [threads]="tests/test_threads.py -k not(stress-or-refused)"
             [forks]="tests/test_process.py -k fork-or-exit-or-float_state"
         )

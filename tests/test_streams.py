@@ -71,6 +71,26 @@ def test_large_results_of_columns(n_classes, dtype, engine):
                 same(got[0], loss)
                 same(raw, gradient)
                 assert (memory[: 128 + offset] == 7).all() and (memory[128 + offset + logits.nbytes :] == 7).all()
+            given["out_grad"] = raw = memory[128:][: logits.nbytes].view(logits.dtype).reshape(logits.shape)
+            apart = np.repeat(logits, 2, axis=2)[..., ::2]  # gathered position by position
+            fastxent.cross_entropy_and_grad(apart, targets, mask=mask, upstream=upstream, **given, **NONE)
+            same(raw, gradient)
             given["out_grad"] = over = logits.copy()
             fastxent.cross_entropy_and_grad(over, targets, mask=mask, upstream=upstream, **given, **NONE)
             same(over, gradient)
+
+
+@on_every_engine
+@every_float
+@pytest.mark.parametrize("n_classes", [900, 1100, 20000])
+def test_a_layout_of_results(n_classes, dtype, engine):
+    """Neighbours in memory, every other element, or far apart; the maximum comes late."""
+    random = cases.rng(96, n_classes)
+    logits = np.sort(cases.scores(random, (3, n_classes), cases.FLOATS[dtype]), axis=1)
+    targets = random.integers(0, n_classes, 3)
+    with cases.running_on(*engine):
+        gradient, p = fastxent.cross_entropy_and_grad(logits, targets)[1], fastxent.softmax(logits)
+        for out in (np.empty((3, 2 * n_classes), logits.dtype)[:, ::2], np.empty((n_classes, 3), logits.dtype).T):
+            same(fastxent.cross_entropy_and_grad(logits, targets, out_grad=out)[1], gradient)
+            same(out, gradient)
+            same(fastxent.softmax(logits, out=out), p)

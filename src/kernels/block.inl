@@ -64,10 +64,9 @@ static void rows_run(FxCall *call, FxScratch *s, const Run *run, Lanes a, int wa
     /* The next row's maximum is found before this row's sum: no row waits for its own. */
     const int peek = direct && !call->saved && call->classes <= FX_BLOCK && run->valid;
     R first = 0, second = 0;
-    /* Exponentials that the cache holds are multiplied, not made again. */
-    const FxOperand *out = &call->operand[FX_OUT];
-    const int keep = direct && wants_output && !call->saved && !logarithm && out->class_stride == SIZE &&
-                     out->dtype == STORAGE && call->classes <= V_KEEPS / (int64_t)sizeof(R);
+    /* Exponentials that the cache holds are multiplied, not made again; whatever the layouts, so that bits do not tell. */
+    const int keep =
+        wants_output && !call->saved && !call->transform && !logarithm && call->classes <= V_KEEPS / (int64_t)sizeof(R);
     if (peek) second = row_peek(call, at_position(run, FX_X, place(run, 0)));
     for (int k = 0; k < run->valid; k++) {
         int64_t i = place(run, k), at = softmax ? -1 : s->target[k];

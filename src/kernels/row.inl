@@ -418,7 +418,8 @@ static FX_NOINLINE int64_t row_argmax(const Row *row, const RowStats *stats) {
 }
 
 static FX_NOINLINE void row_forward(const Row *row, int kind, RowStats *out) {
-    if (row->kept) {
+    const int keep = row->kept != NULL;
+    if (keep && row->direct) {
         if (kind == NONE) row_forward_as(row, out, 1, NONE, 1);
         else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM, 1);
         else row_forward_as(row, out, 1, ARRAY, 1);
@@ -427,8 +428,8 @@ static FX_NOINLINE void row_forward(const Row *row, int kind, RowStats *out) {
         else if (kind == UNIFORM) row_forward_as(row, out, 1, UNIFORM, 0);
         else row_forward_as(row, out, 1, ARRAY, 0);
     } else {
-        if (kind == NONE) row_forward_as(row, out, 0, NONE, 0);
-        else if (kind == UNIFORM) row_forward_as(row, out, 0, UNIFORM, 0);
-        else row_forward_as(row, out, 0, ARRAY, 0);
+        if (kind == NONE) row_forward_as(row, out, 0, NONE, keep);
+        else if (kind == UNIFORM) row_forward_as(row, out, 0, UNIFORM, keep);
+        else row_forward_as(row, out, 0, ARRAY, keep);
     }
 }

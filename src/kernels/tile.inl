@@ -29,11 +29,11 @@ static void tile_open(Panel *panel, const Run *run, int k) {
 /* A chunk of gathered lines: a quarter of L1, which has to hold what is read for it too. */
 enum { GATHER_BYTES = 1 << 13 };
 
-/* Whether a run's lines go past the caches, and all of them meet cache lines at the same positions. */
+/* Whether a run's lines are written in place, past the caches, and all meet cache lines at the same positions. */
 static int columns_meet(const FxCall *call, const Run *run) {
     const FxOperand *out = &call->operand[FX_OUT];
-    return out->data && call->stream && run->step[FX_OUT] == SIZE && out->class_stride % 64 == 0 &&
-           (uintptr_t)out->data % SIZE == 0;
+    return out->data && call->stream && run->step[FX_X] == SIZE && run->step[FX_OUT] == SIZE &&
+           out->class_stride % 64 == 0 && (uintptr_t)out->data % SIZE == 0;
 }
 
 /* By how many positions such lines begin past a cache line: panels end where one does. A processor waits for memory over

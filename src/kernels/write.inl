@@ -95,20 +95,25 @@ static FX_NOINLINE void row_chain(R *y, const R *slope, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] *= slope[i];
 }
 
-/* Part by part, since each is relative to a reference of its own. */
-static FX_INLINE void row_write_kept(const Row *row, const RowWrite *w, ExpScale k, char *to, int stream) {
+/* Part by part, since each is relative to a reference of its own. `contiguous`: into storage-type neighbours. */
+static FX_INLINE void row_write_kept(const Row *row, const RowWrite *w, ExpScale k, char *to, int contiguous,
+                                     int stream) {
     const FxScratch *s = row->scratch;
+    const FxOperand *out = &row->call->operand[FX_OUT];
+    const int by_blocks = !contiguous || w->kind == ARRAY;
     for (int64_t part = 0; part < s->kept_parts; part++) {
         const int64_t end = part + 1 < s->kept_parts ? s->kept_from[part + 1] : row->call->classes;
         const double up = s->kept_reference[part] - (double)w->max;
         RowWrite own = *w;
         if (up < 0) own.factor *= fx_exp(row->call->logit_scale * up);
         for (int64_t c0 = s->kept_from[part], n; c0 < end; c0 += n) {
-            n = w->kind == ARRAY && end - c0 > FX_BLOCK ? FX_BLOCK : end - c0;
+            n = by_blocks && end - c0 > FX_BLOCK ? FX_BLOCK : end - c0;
             const R *c = w->kind == ARRAY ? row_coefficients(row, c0, n) : NULL;
             const char *e = (const char *)(row->kept + c0);
-            if (stream) row_write_kind(&own, k, e, to + c0 * SIZE, n, w->at - c0, c, 1, 1, 1);
+            if (!contiguous) row_write_kind(&own, k, e, (char *)s->emit, n, w->at - c0, c, 0, 0, 1);
+            else if (stream) row_write_kind(&own, k, e, to + c0 * SIZE, n, w->at - c0, c, 1, 1, 1);
             else row_write_kind(&own, k, e, to + c0 * SIZE, n, w->at - c0, c, 1, 0, 1);
+            if (!contiguous) EMIT(to + c0 * out->class_stride, out->dtype, out->class_stride, (const R *)s->emit, n);
         }
     }
 }
@@ -119,12 +124,12 @@ static void row_write(const Row *row, const RowWrite *w, char *to) {
     const ExpScale k = exp_scale(call->transform ? 1 : call->logit_scale);
     const int64_t classes = call->classes;
     const int contiguous = out->class_stride == SIZE && out->dtype == STORAGE;
+    const int stream = call->stream && (uintptr_t)to % SIZE == 0;
+    if (row->kept) {
+        row_write_kept(row, w, k, to, contiguous, stream);
+        return;
+    }
     if (row->direct && contiguous) {
-        int stream = call->stream && (uintptr_t)to % SIZE == 0;
-        if (row->kept) {
-            row_write_kept(row, w, k, to, stream);
-            return;
-        }
         int64_t step = w->kind == ARRAY && row->q ? FX_BLOCK : classes;
         for (int64_t c0 = 0; c0 < classes; c0 += step) {
             int64_t n = classes - c0 < step ? classes - c0 : step;
