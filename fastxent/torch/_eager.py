@@ -5,8 +5,8 @@ What a loss keeps for its gradient was chosen by measuring (docs/performance.md)
 - up to `AT_ONCE` bytes of logits, a reduced loss computes its gradient in the same pass: one call where there would be
   two, and exponentials that are made once. A factor on the way back is then one more multiplication of each element;
   float16, where a small gradient may vanish before it is scaled, always goes the other way.
-- beyond, it saves the two numbers of each position with which the gradient takes one pass: slower by up to a half, but
-  no array of the logits' size lives between forward and backward.
+- beyond, it saves the two numbers of each position with which the gradient takes one pass: slower by up to two fifths,
+  but no array of the logits' size lives between forward and backward.
 
 Gradients of gradients, and gradients under a transform, start over in `_composed.py`, which torch can follow.
 """
