@@ -152,8 +152,8 @@ enum {
     FX_MAX_REACH = 576,    /* with those of the cache lines in which it begins and ends (Run.reach) */
     FX_TILE_CLASSES = 256, /* up to here a whole transposed tile stays in L1 */
     FX_KEPT = 140 << 10,   /* float64 numbers: exponentials kept for the gradient, a megabyte */
-    FX_KEPT_PARTS = FX_KEPT * 2 / FX_BLOCK +
-        2,                 /* of a row: one more where its reference changes, in a block at most once */
+    /* A row's exponentials have another reference from some place on, in each block at most once. */
+    FX_KEPT_PARTS = FX_KEPT * 2 / FX_BLOCK + 2,
     FX_ELEMENTS = 1 << 14, /* elements that a block may hold: a number a position, taken by FX_MAX_WIDTH */
     FX_MAX_LANES = 16,
     FX_ROWS_FROM_F32 = 256,

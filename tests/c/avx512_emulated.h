@@ -104,22 +104,18 @@ static inline __m256i fx_cvtps_ph(__m512 a) {
 static inline void _mm512_stream_ps(float *p, __m512 a) { memcpy(p, &a, 64); }
 static inline void _mm512_stream_pd(double *p, __m512d a) { memcpy(p, &a, 64); }
 static inline void _mm512_stream_si512(__m512i *p, __m512i a) { memcpy(p, &a, 64); }
-#undef _mm512_shuffle_f64x2
-static inline __m512d fx_shuffle_f64x2(__m512d a, __m512d b, int k) {
-    double x[8], y[8], z[8];
-    memcpy(x, &a, 64), memcpy(y, &b, 64);
-    for (int q = 0; q < 4; q++) memcpy(z + 2 * q, (q < 2 ? x : y) + 2 * (k >> 2 * q & 3), 16);
-    memcpy(&a, z, 64);
-    return a;
-}
-#define _mm512_shuffle_f64x2(a, b, k) fx_shuffle_f64x2(a, b, k)
+/* Two quarters of a, then two of b, by two bits of k each. */
+#define FX_QUARTERS(NAME, VECTOR)                                                                                      \
+    static inline VECTOR NAME(VECTOR a, VECTOR b, int k) {                                                             \
+        VECTOR c;                                                                                                      \
+        for (int q = 0; q < 4; q++)                                                                                    \
+            memcpy((char *)&c + 16 * q, (const char *)(q < 2 ? &a : &b) + 16 * (k >> 2 * q & 3), 16);                  \
+        return c;                                                                                                      \
+    }
+FX_QUARTERS(fx_shuffle_f32x4, __m512)
+FX_QUARTERS(fx_shuffle_f64x2, __m512d)
 #undef _mm512_shuffle_f32x4
-static inline __m512 fx_shuffle_f32x4(__m512 a, __m512 b, int k) {
-    float x[16], y[16], z[16];
-    memcpy(x, &a, 64), memcpy(y, &b, 64);
-    for (int q = 0; q < 4; q++) memcpy(z + 4 * q, (q < 2 ? x : y) + 4 * (k >> 2 * q & 3), 16);
-    memcpy(&a, z, 64);
-    return a;
-}
+#undef _mm512_shuffle_f64x2
 #define _mm512_shuffle_f32x4(a, b, k) fx_shuffle_f32x4(a, b, k)
+#define _mm512_shuffle_f64x2(a, b, k) fx_shuffle_f64x2(a, b, k)
 #endif
